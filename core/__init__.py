@@ -1,0 +1,47 @@
+"""Upscale pictures: exact tiling, nothing of the picture lost, an estimate before the run.
+
+    import core
+    result = core.upscale("photo.jpg", core.Options(scale=2), output="photo-x2.png")
+
+Importing this package is cheap; torch is imported by the first call that runs a network.
+"""
+
+from __future__ import annotations
+
+from core.errors import (
+    Cancelled,
+    InputError,
+    ModelError,
+    NonFiniteOutput,
+    OptionsError,
+    OutOfMemory,
+    OutputError,
+    TooLarge,
+    UnreadableImage,
+    UpscaleError,
+)
+from core.estimate import estimate
+from core.image import Probe, probe
+from core.options import Estimate, Limits, Options, Result
+from core.pipeline import upscale
+
+__all__ = [
+    "Cancelled",
+    "Estimate",
+    "InputError",
+    "Limits",
+    "ModelError",
+    "NonFiniteOutput",
+    "Options",
+    "OptionsError",
+    "OutOfMemory",
+    "OutputError",
+    "Probe",
+    "Result",
+    "TooLarge",
+    "UnreadableImage",
+    "UpscaleError",
+    "estimate",
+    "probe",
+    "upscale",
+]

@@ -1,0 +1,170 @@
+"""What a caller can ask for, and what the caller gets back. No heavy imports: the HTTP layer needs these early."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.errors import OptionsError
+
+#: Output formats by their names in options, with Pillow's name.
+FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}
+MAX_SCALE = 8.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """One request, checked on construction.
+
+    Attributes:
+        model: a name from `core.models.MODELS`, a hub id, or a directory; None chooses the default.
+        scale: factor of both sides, 1 < scale <= 8, fractions allowed; None means 2 unless width or height is given.
+        width: exact output width in pixels; alone, the height follows the proportions. Excludes scale.
+        height: exact output height in pixels; alone, the width follows the proportions. Excludes scale.
+        tile: side in pixels of the input that goes through the network at once, halo included; None chooses.
+        halo: context in pixels around a tile's own part; None chooses (see `exact`).
+        exact: halo of at least the model's receptive field, so that tiles equal the untiled result.
+        device: "auto", "cpu" or "cuda".
+        format: one of `FORMATS`; None keeps the input's format.
+        quality: 1 to 100 for JPEG and WebP; None chooses.
+
+    Raises:
+        OptionsError: a value outside its range, or a combination that contradicts itself.
+    """
+
+    model: str | None = None
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    tile: int | None = None
+    halo: int | None = None
+    exact: bool = False
+    device: str = "auto"
+    format: str | None = None
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            if not math.isfinite(self.scale) or not 1 < self.scale <= MAX_SCALE:
+                raise OptionsError(f"scale must be more than 1 and at most {MAX_SCALE:g}, not {self.scale:g}")
+            if self.width is not None or self.height is not None:
+                raise OptionsError("give either scale or width/height, not both")
+        for name, low, high in (
+            ("width", 1, 200_000),
+            ("height", 1, 200_000),
+            ("tile", 16, 8192),
+            ("halo", 0, 1024),
+            ("quality", 1, 100),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise OptionsError(f"{name} must be from {low} to {high}, not {value}")
+        if self.exact and self.halo is not None:
+            raise OptionsError("exact chooses the halo itself: give either exact or halo, not both")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise OptionsError(f"device must be auto, cpu or cuda, not {self.device!r}")
+        if self.format is not None and self.format not in FORMATS:
+            raise OptionsError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.model is not None and not self.model.strip():
+            raise OptionsError("model must be a name, a hub id or a directory, not an empty text")
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """The exact output (width, height) for an oriented input of these sides.
+
+        Raises:
+            OptionsError: the size asked for is not larger than the input, or more than 8 times as large.
+        """
+        if self.width is None and self.height is None:
+            scale = self.scale or 2.0
+            return max(1, round(width * scale)), max(1, round(height * scale))
+        out_width = self.width or max(1, round(width * (self.height or 0) / height))
+        out_height = self.height or max(1, round(height * (self.width or 0) / width))
+        if out_width < width or out_height < height or (out_width, out_height) == (width, height):
+            raise OptionsError(
+                f"this makes pictures larger: {out_width}x{out_height} was asked for, the input is {width}x{height}"
+            )
+        if out_width > width * MAX_SCALE or out_height > height * MAX_SCALE:
+            raise OptionsError(
+                f"at most {MAX_SCALE:g} times as large: {out_width}x{out_height} was asked for, "
+                f"the input is {width}x{height}"
+            )
+        return out_width, out_height
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before any work. The defaults suit a machine of one's own.
+
+    Attributes:
+        input_bytes: size of the encoded input.
+        input_pixels: width * height of the input, from its header.
+        output_pixels: width * height of the result.
+    """
+
+    input_bytes: int = 1_000_000_000
+    input_pixels: int = 250_000_000
+    output_pixels: int = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request will take, before it runs.
+
+    Attributes:
+        width: of the output, pixels.
+        height: of the output, pixels.
+        model: the model that will run if nothing goes wrong.
+        seconds: wall clock on this machine's device, model loading not counted.
+        memory: peak resident bytes of the process.
+        tiles: pieces of work.
+        megapixels: of the input.
+        device: "cpu" or "cuda".
+        measured: False when the rate is a default and not yet measured on this machine.
+    """
+
+    width: int
+    height: int
+    model: str
+    seconds: float
+    memory: int
+    tiles: int
+    megapixels: float
+    device: str
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished picture.
+
+    Attributes:
+        data: the encoded file, when no output path was given; else None.
+        format: one of `FORMATS`.
+        media_type: for HTTP, such as "image/png".
+        width: of the output, pixels.
+        height: of the output, pixels.
+        model: the model that made it ("lanczos" when every network failed).
+        degraded: True when that is not the model asked for.
+        reason: why, in one line; empty when not degraded.
+        device: "cpu" or "cuda".
+        dtype: of the network, such as "float32".
+        tiles: pieces of work done.
+        seconds: decode to encode; model loading not counted.
+        load_seconds: spent loading the model; 0 when it was warm.
+        notes: one line for each thing worth knowing (a tile redone smaller, for example).
+    """
+
+    data: bytes | None
+    format: str
+    media_type: str
+    width: int
+    height: int
+    model: str
+    degraded: bool
+    reason: str
+    device: str
+    dtype: str
+    tiles: int
+    seconds: float
+    load_seconds: float
+    notes: tuple[str, ...] = ()
