@@ -1,0 +1,166 @@
+"""Every setting of the service: read from the environment, once, and never changed afterwards.
+
+A variable has the name of its field in capitals (`bucket` is `BUCKET`). An empty variable means the default.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """The configuration; each field's description says its unit and what an empty value means.
+
+    Raises:
+        pydantic.ValidationError: on construction, for a value outside its range or a contradiction.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    # Where things are kept
+    bucket: str = Field(
+        default="", description="S3 bucket for uploads, results and jobs; empty: local mode, in DATA_DIR"
+    )
+    data_dir: Path = Field(default=Path("data"), description="local mode: the directory that stands in for the bucket")
+    s3_endpoint_url: str = Field(default="", description="URL of an S3-compatible server; empty: AWS")
+    job_ttl_days: int = Field(
+        default=7,
+        ge=1,
+        le=3650,
+        description="days until a job, its upload and its result expire (the bucket's lifecycle rule)",
+    )
+    link_seconds: int = Field(
+        default=3600, ge=60, le=604_800, description="seconds that a signed upload or download link lives"
+    )
+
+    # Where work runs
+    inline_seconds: float = Field(
+        default=20,
+        ge=0,
+        description="seconds of estimated work up to which POST /upscale answers with the image itself",
+    )
+    lambda_seconds: float = Field(
+        default=600, ge=0, le=900, description="seconds of estimated work up to which Lambda takes it"
+    )
+    lambda_memory_mb: int = Field(
+        default=10_240, ge=128, le=10_240, description="MiB of memory of the Lambda worker; more needs Batch"
+    )
+    batch_queue: str = Field(default="", description="name or ARN of the AWS Batch job queue; empty: no Batch")
+    batch_job_definition: str = Field(
+        default="", description="name or ARN of the AWS Batch job definition; empty: no Batch"
+    )
+    max_concurrency: int = Field(default=1, ge=1, le=64, description="local mode: pictures worked on at the same time")
+    lease_seconds: float = Field(
+        default=60, gt=0, le=3600, description="seconds after which a silent worker's job may be taken over by another"
+    )
+
+    # Limits of one request
+    max_upload_bytes: int = Field(default=200 * MIB, ge=1, description="bytes of an encoded input picture")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="width * height of an input picture")
+    max_output_pixels: int = Field(default=400_000_000, ge=1, description="width * height of a result")
+    max_response_bytes: int = Field(
+        default=4_500_000,
+        ge=1,
+        description="bytes of a result up to which a response carries it; larger ones are redirected to. "
+        "Not used in local mode",
+    )
+
+    # How pictures are made larger
+    model: str = Field(default="", description="model used when a request names none; empty: the core's default")
+    warm_model: str = Field(
+        default="compact-x2", description="model loaded by a thread at start; none: loaded at first use"
+    )
+    tile_size: int | None = Field(
+        default=None,
+        ge=16,
+        le=8192,
+        description="pixels of a side of a tile of the input, overlap included; empty: chosen",
+    )
+    tile_overlap: int | None = Field(
+        default=None, ge=0, le=1024, description="pixels of context around a tile (its halo); empty: chosen"
+    )
+    output_format: Literal["", "jpeg", "png", "webp", "tiff", "bmp"] = Field(
+        default="", description="format of a result when a request names none; empty: the input's"
+    )
+    output_quality: int | None = Field(
+        default=None, ge=1, le=100, description="1 to 100, for JPEG and WebP, when a request names none; empty: chosen"
+    )
+
+    # Who may call
+    cors_origins: str = Field(
+        default="", description="origins, separated by commas, whose pages may call; *: every page; empty: none"
+    )
+    api_key: SecretStr = Field(
+        default=SecretStr(""), description="local mode: key that callers send as X-API-Key; empty: none needed"
+    )
+    rate_limit: str = Field(
+        default="60/minute",
+        pattern=r"^([1-9]\d*/(second|minute|hour|day)|none)$",
+        description="local mode: requests of one client per second, minute, hour or day; none: no limit",
+    )
+    host: str = Field(default="127.0.0.1", description="local mode: address to listen on")
+    port: int = Field(default=8000, ge=0, le=65_535, description="local mode: TCP port to listen on; 0: a free one")
+
+    # Webhooks
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="key of the HMAC-SHA256 signature of webhooks; empty: they carry no signature",
+    )
+    webhook_allow_private: bool = Field(
+        default=False,
+        description="whether webhooks may go to private and loopback addresses (for tests and home networks)",
+    )
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL"
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> Self:
+        if bool(self.batch_queue) != bool(self.batch_job_definition):
+            raise ValueError("BATCH_QUEUE and BATCH_JOB_DEFINITION belong together: set both or neither")
+        if self.batch_queue and not self.bucket:
+            raise ValueError("Batch reads its jobs from S3: set BUCKET too, or leave BATCH_QUEUE empty")
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether a local directory stands in for S3."""
+        return not self.bucket
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether there is a Batch queue to send long work to."""
+        return bool(self.batch_queue)
+
+    @property
+    def response_limit(self) -> int | None:
+        """Bytes that a response may carry, None without a limit (local mode)."""
+        return None if self.local else self.max_response_bytes
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """`cors_origins`, one by one."""
+        return tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process; `get_settings.cache_clear()` makes the next call read the environment again.
+
+    Raises:
+        pydantic.ValidationError: a variable is outside its range; the message names it.
+    """
+    return Settings()
