@@ -8,31 +8,10 @@ resolution, one pixel shuffle at the end: Shi et al. 2016, arXiv:1609.05158).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class CompactConfig:
-    """What `config.json` says of a compact network.
-
-    Attributes:
-        scale: integer factor of the pixel shuffle.
-        width: channels of every hidden layer.
-        blocks: residual blocks of two 3x3 convolutions each.
-    """
-
-    scale: int = 2
-    width: int = 48
-    blocks: int = 9
-
-    @property
-    def receptive_field(self) -> int:
-        """Input pixels on each side that one output pixel can depend on: one for each 3x3 convolution."""
-        return 2 * self.blocks + 3
+from core.compact_config import CompactConfig
 
 
 class Compact(nn.Module):

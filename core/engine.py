@@ -1,0 +1,330 @@
+"""Networks at work: device and dtype, one warm model per process, and recovery of single tiles.
+
+A tile that does not fit into memory is redone smaller, a tile with NaN or infinity is redone in fp32, and nothing is
+ever pasted that this very tile did not compute (Real-ESRGAN #516 and #633 paste the previous tile instead).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core import models, tiling
+from core.compact import Compact
+from core.compact_config import CompactConfig
+from core.errors import ModelError, NonFiniteOutput, OptionsError, OutOfMemory
+from core.image import Pixels
+from core.models import Job, ModelSpec
+from core.resize import Rows
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Model:
+    """A network in memory.
+
+    Attributes:
+        spec: its declared numbers.
+        net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), in evaluation mode.
+        device: where it runs.
+        dtype: what it computes in.
+        tile: largest region side that is known to fit, in pixels; lowered when one did not.
+        notes: what had to be redone, one line each, newest last.
+    """
+
+    spec: ModelSpec
+    net: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    tile: int
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The outcome of walking down the fall-back chain.
+
+    Attributes:
+        model: the first that loaded, or None when only Lanczos is left.
+        name: of that model, or "lanczos".
+        degraded: True when it is not the one asked for.
+        reason: why each earlier one failed, in one line.
+        seconds: spent here; 0 when the model was warm.
+    """
+
+    model: Model | None
+    name: str
+    degraded: bool
+    reason: str
+    seconds: float
+
+
+def pick_device(wish: str) -> torch.device:
+    """ "auto" is CUDA where there is a usable card, else the CPU.
+
+    Raises:
+        OptionsError: "cuda" was asked for and there is none.
+    """
+    if wish == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if wish == "cuda":
+        raise OptionsError("no CUDA device on this machine: use device auto or cpu")
+    return torch.device("cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively, else fp32. Never fp16: Swin2SR overflows in it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    """Tensors by name in fp32.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    file = next(directory / name for name in models.WEIGHT_FILES if (directory / name).is_file())
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
+        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    except Exception as error:  # safetensors, pickle and zip each raise their own on a damaged file
+        detail = str(error).strip().splitlines()
+        raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error
+
+
+def build(spec: ModelSpec, directory: Path) -> nn.Module:
+    """The network of a model directory, in fp32 on the CPU.
+
+    Raises:
+        ModelError: the configuration or the weights are damaged, or do not belong together.
+    """
+    config = models.read_config(directory)
+    state = _read_weights(directory)
+    net: nn.Module
+    if isinstance(config, CompactConfig):
+        net = Compact(config)
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(f"the weights in {directory} do not fit its config.json") from error
+    else:
+        from core.swin2sr import Swin2SR
+
+        net = swin = Swin2SR(config)
+        swin.load(state)
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
+        raise ModelError(f"the weights of {spec.name} hold NaN or infinity: the file is damaged")
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+_lock = threading.Lock()
+_warm: dict[tuple[str, str, torch.dtype], Model] = {}
+
+
+def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Model, float]:
+    """A model by name, and the seconds it took. One model is kept per process, shared by concurrent calls.
+
+    Raises:
+        ModelError: it cannot be found, fetched or loaded.
+    """
+    dtype = dtype or pick_dtype(device)
+    key = (name, device.type, dtype)
+    with _lock:  # a second caller waits for the first one's load and then finds it warm
+        if key in _warm:
+            return _warm[key], 0.0
+        start = time.perf_counter()
+        _keep_freed_memory()
+        spec = models.spec_of(name)
+        net = build(spec, models.fetch(spec)).to(device=device, dtype=dtype)
+        model = Model(spec, net, device, dtype, 1 << 20)
+        _warm.clear()  # running calls keep their own reference until they end
+        _warm[key] = model
+        return model, time.perf_counter() - start
+
+
+def load_first(chain: tuple[str, ...], device: torch.device) -> Loaded:
+    """Walk down a fall-back chain; Lanczos when nothing loads. Each failed step is told in the reason."""
+    failures: list[str] = []
+    for name in chain:
+        try:
+            model, seconds = load(name, device)
+        except ModelError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        return Loaded(model, name, bool(failures), "; ".join(failures), seconds)
+    return Loaded(None, models.LANCZOS.name, True, "; ".join(failures), 0.0)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: handing every large tensor back to the kernel costs up to half of the time."""
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 32 << 20)
+        libc.mallopt(m_trim_threshold, 512 << 20)
+    except (OSError, AttributeError):
+        pass  # another C library: only slower
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
+    )
+
+
+def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | None = None) -> Iterator[Rows]:
+    """Run a model over a picture, from top to bottom.
+
+    Args:
+        model: from `load`.
+        pixels: (height, width, 1 or 3), uint8 or uint16.
+        job: from `make_job`.
+        progress: called with tiles done and tiles in all; what it raises stops the work.
+
+    Yields:
+        (rows, width * job.scale, 3) float32 in [0, 1], `height * job.scale` rows in all.
+
+    Raises:
+        NonFiniteOutput: a tile is not finite in fp32 either.
+        OutOfMemory: a tile of the smallest size does not fit on the CPU.
+    """
+    height, width = pixels.shape[:2]
+    rows = tiling.plan(height, width, min(job.tile, model.tile), job.halo, model.spec.window)
+    total, done = sum(map(len, rows)), 0
+    if progress:
+        progress(0, total)
+    for row in rows:
+        top, bottom = row[0].rows.start, row[0].rows.stop
+        strip = np.full(((bottom - top) * job.scale, width * job.scale, 3), np.nan, np.float32)
+        for tile in row:
+            for part, values in _infer_parts(model, pixels, job, tile):
+                y, x = (part.rows.start - top) * job.scale, part.columns.start * job.scale
+                strip[y : y + values.shape[0], x : x + values.shape[1]] = values
+            done += 1
+            if progress:
+                progress(done, total)
+        yield strip
+
+
+def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Iterator[tuple[tiling.Tile, Rows]]:
+    """One tile, in as many parts as memory makes necessary."""
+    height, width = pixels.shape[:2]
+    window = model.spec.window
+    side = max(tile.rows.size, tile.columns.size)
+    if side > max(model.tile, tiling.smallest_tile(job.halo, window)):
+        for part in tiling.split(tile, height, width, model.tile, job.halo, window):
+            yield from _infer_parts(model, pixels, job, part)
+        return
+    try:
+        values = _infer(model, pixels, job, tile)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        failure = error
+    else:
+        yield tile, values
+        return
+    # Outside of the handler, so that the traceback no longer holds the failed tile's tensors.
+    del failure
+    _make_room(model, side, tiling.smallest_tile(job.halo, window))
+    yield from _infer_parts(model, pixels, job, tile)
+
+
+def _make_room(model: Model, side: int, smallest: int) -> None:
+    """After a tile of this side did not fit: a smaller tile from now on, or the CPU."""
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if side > smallest:
+        model.tile = max(smallest, tiling.round_up(side // 2, model.spec.window))
+        model.notes.append(f"out of memory with a tile of {side} px, redone with {model.tile} px")
+    elif model.device.type != "cpu":
+        model.device, model.dtype = torch.device("cpu"), pick_dtype(torch.device("cpu"))
+        model.net = model.net.to(device=model.device, dtype=model.dtype)
+        model.notes.append("out of memory on the GPU with the smallest tile, went on on the CPU")
+    else:
+        raise OutOfMemory(f"not enough memory for a tile of {side} px: close other programs or use a smaller model")
+
+
+def _infer(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Rows:
+    """The owned part of a tile: (rows * scale, columns * scale, 3) float32 in [0, 1]."""
+    region = _region(pixels, tile)  # (1, 3, h, w)
+    values = _forward(model, model.net, region, job, tile, model.dtype)
+    if not bool(values.isfinite().all()):
+        model.notes.append("a tile was not finite and was redone in fp32")
+        exact = replace_net(model) if model.dtype != torch.float32 else model.net
+        values = _forward(model, exact, region, job, tile, torch.float32)
+        if not bool(values.isfinite().all()):
+            raise NonFiniteOutput(f"{model.spec.name} gave no finite values for a tile: its weights may be damaged")
+    return values.permute(1, 2, 0).numpy()
+
+
+def replace_net(model: Model) -> nn.Module:
+    """The same network in fp32, for one tile that lower precision could not do."""
+    return build(model.spec, models.fetch(model.spec)).to(model.device)
+
+
+def _region(pixels: Pixels, tile: tiling.Tile) -> Tensor:
+    """The pixels that a tile is computed from, (1, 3, h, w) float32 in [0, 1], padded at the picture's lower right."""
+    rows, columns = tile.rows, tile.columns
+    cut = pixels[rows.origin : rows.origin + rows.size, columns.origin : columns.origin + columns.size]
+    below, right = rows.size - cut.shape[0], columns.size - cut.shape[1]
+    if below or right:
+        # Reflection, as the reference pads; a picture smaller than the pad has nothing to reflect.
+        small = cut.shape[0] <= below or cut.shape[1] <= right
+        cut = np.pad(cut, ((0, below), (0, right), (0, 0)), mode="edge" if small else "reflect")
+    region = torch.from_numpy(np.divide(cut, np.iinfo(pixels.dtype).max, dtype=np.float32))  # (h, w, 1 or 3)
+    return region.permute(2, 0, 1).unsqueeze(0).expand(1, 3, -1, -1)  # channels_last in memory
+
+
+def _forward(model: Model, net: nn.Module, x: Tensor, job: Job, tile: tiling.Tile, dtype: torch.dtype) -> Tensor:
+    """Run all passes on a region and cut out the owned part: (3, rows * scale, columns * scale) float32, clipped."""
+    with torch.inference_mode():
+        x = x.to(device=model.device, dtype=dtype, memory_format=torch.channels_last)
+        for index in range(job.passes):
+            x = net(x if index == 0 else x.clamp(0, 1))
+        rows, columns, scale = tile.rows, tile.columns, job.scale
+        y0, x0 = (rows.start - rows.origin) * scale, (columns.start - columns.origin) * scale
+        y1, x1 = y0 + (rows.stop - rows.start) * scale, x0 + (columns.stop - columns.start) * scale
+        # Clipping keeps NaN; it is looked for afterwards, where it still can be repaired.
+        return x[0, :, y0:y1, x0:x1].float().clamp(0, 1).cpu()
+
+
+def measure_rate(model: Model) -> float:
+    """Operations a second of a warm model on a tile of usual size."""
+    side = 256 if model.spec.kind == "compact" else 64
+    if model.device.type == "cuda":
+        side = model.spec.tile
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    job = models.make_job(model.spec, model.spec.scale, exact=False, tile=side)
+    best = float("inf")
+    for _ in range(3):  # the first also compiles kernels and fills caches
+        start = time.perf_counter()
+        for _ in upscale_strips(model, pixels, job):
+            pass
+        best = min(best, time.perf_counter() - start)
+    return side * side * model.spec.operations / best

@@ -1,0 +1,255 @@
+"""Models by name: where each comes from, its limits as data, and the chain of fall-backs.
+
+Nothing here imports torch: an estimate or a list of models needs only these numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core import tiling
+from core.compact_config import CompactConfig
+from core.errors import ModelError
+from core.swin2sr_config import Swin2SRConfig
+
+WEIGHTS = Path(__file__).parent / "weights"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+Kind = Literal["compact", "swin2sr", "lanczos"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is declared of a model; tests prove each number.
+
+    Attributes:
+        name: as asked for.
+        kind: the network in this package that runs it.
+        source: a directory, or a hub id.
+        scale: factor of one pass.
+        window: grid in input pixels that tile origins and sizes keep to.
+        receptive_field: input pixels on each side that can influence an output pixel.
+        halo: context for tiles unless `exact` asks for the whole receptive field.
+        tile: side of the region that is computed at once, in input pixels.
+        operations: floating-point operations for each input pixel (a multiply-add counts two).
+        about: one line for people.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    scale: int
+    window: int
+    receptive_field: int
+    halo: int
+    tile: int
+    operations: float
+    about: str = ""
+
+
+def _spec(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: str) -> ModelSpec:
+    if isinstance(config, CompactConfig):
+        field = config.receptive_field
+        return ModelSpec(
+            name, "compact", source, config.scale, 1, field, field, 512, config.operations_per_pixel, about
+        )
+    # Halo 16 measured 72 dB against the untiled picture with the lightweight checkpoint, at most two grey levels.
+    return ModelSpec(
+        name,
+        "swin2sr",
+        source,
+        config.scale,
+        config.window,
+        config.receptive_field,
+        16,
+        192,
+        config.operations_per_pixel,
+        about,
+    )
+
+
+def _swin2sr(**changes: Any) -> Swin2SRConfig:
+    classical = {
+        "embed_dim": 180,
+        "depths": [6] * 6,
+        "num_heads": [6] * 6,
+        "window_size": 8,
+        "mlp_ratio": 2.0,
+        "upscale": 2,
+        "upsampler": "pixelshuffle",
+        "resi_connection": "1conv",
+    }
+    return Swin2SRConfig.from_dict(classical | changes)
+
+
+#: Published checkpoints whose numbers are known before anything is downloaded.
+_PUBLISHED = (
+    (
+        "swin2sr-lightweight-x2",
+        "caidas/swin2SR-lightweight-x2-64",
+        _swin2sr(embed_dim=60, depths=[6] * 4, num_heads=[6] * 4, upsampler="pixelshuffledirect"),
+        "1 M parameters, clean pictures",
+    ),
+    ("swin2sr-classical-x2", "caidas/swin2SR-classical-sr-x2-64", _swin2sr(), "12 M parameters, clean pictures"),
+    (
+        "swin2sr-classical-x4",
+        "caidas/swin2SR-classical-sr-x4-64",
+        _swin2sr(upscale=4),
+        "12 M parameters, clean pictures",
+    ),
+    (
+        "swin2sr-realworld-x4",
+        "caidas/swin2SR-realworld-sr-x4-64-bsrgan-psnr",
+        _swin2sr(upscale=4, upsampler="nearest+conv"),
+        "12 M parameters, pictures with unknown damage",
+    ),
+    (
+        "swin2sr-compressed-x4",
+        "caidas/swin2SR-compressed-sr-x4-48",
+        _swin2sr(upscale=4, upsampler="pixelshuffle_aux"),
+        "12 M parameters, strongly compressed pictures",
+    ),
+)
+
+LANCZOS = ModelSpec("lanczos", "lanczos", "", 1, 1, 3, 3, 1024, 0.0, "no network: the last step of the fall-back chain")
+
+
+def read_config(directory: Path) -> CompactConfig | Swin2SRConfig:
+    """The configuration in a model directory.
+
+    Raises:
+        ModelError: no config.json, not JSON, or a network that this package does not run.
+    """
+    try:
+        raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"no readable config.json in {directory}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"config.json in {directory} is not JSON: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ModelError(f"config.json in {directory} is not a JSON object")
+    if raw.get("model_type") == "compact":
+        return CompactConfig.from_dict(raw)
+    if raw.get("model_type", "swin2sr") == "swin2sr":
+        return Swin2SRConfig.from_dict(raw)
+    raise ModelError(f"{directory} holds a {raw.get('model_type')!r} network; this runs 'swin2sr' and 'compact'")
+
+
+def _known() -> dict[str, ModelSpec]:
+    known = {}
+    for directory in sorted(WEIGHTS.iterdir()):
+        if (directory / "config.json").is_file():
+            about = "embedded, needs no download"
+            known[directory.name] = _spec(directory.name, str(directory), read_config(directory), about)
+    for name, source, config, about in _PUBLISHED:
+        known[name] = _spec(name, source, config, about)
+    return known
+
+
+MODELS: dict[str, ModelSpec] = _known()
+DEFAULT = "compact-x2"
+#: After the model that was asked for; each step down is told to the caller.
+FALLBACKS = ("caidas/swin2SR-classical-sr-x2-64", "microsoft/swin2SR-classical-sr-x2-48", DEFAULT)
+
+
+def fallback_chain(name: str | None) -> tuple[str, ...]:
+    """Names to try in order; when all fail, Lanczos is left.
+
+    The embedded default is its own chain: there is nothing to download that could be better at being there.
+    """
+    if name is None or name == DEFAULT:
+        return (DEFAULT,)
+    asked = MODELS[name].source if name in MODELS else name
+    return (name, *(step for step in FALLBACKS if step not in (name, asked)))
+
+
+def spec_of(name: str) -> ModelSpec:
+    """Numbers of a model, without loading its weights.
+
+    Args:
+        name: one of `MODELS`, "lanczos", a directory, or a hub id (its config.json is fetched when not cached).
+
+    Raises:
+        ModelError: there is no such model, or not one that this package runs.
+    """
+    if name == LANCZOS.name:
+        return LANCZOS
+    if name in MODELS:
+        return MODELS[name]
+    for known in MODELS.values():
+        if known.source == name:
+            return known
+    directory = Path(name) if Path(name).is_dir() else _snapshot(name, ("config.json",))
+    return _spec(name, name, read_config(directory), "")
+
+
+def fetch(spec: ModelSpec) -> Path:
+    """The directory with a model's config.json and weights; a hub id is downloaded unless it is in the cache.
+
+    Raises:
+        ModelError: the hub does not answer, does not know the id, or the directory holds no weights.
+    """
+    directory = Path(spec.source)
+    if not directory.is_dir():
+        directory = _snapshot(spec.source, ("config.json", *WEIGHT_FILES))
+    if not any((directory / name).is_file() for name in WEIGHT_FILES):
+        raise ModelError(f"no {' or '.join(WEIGHT_FILES)} in {directory}")
+    return directory
+
+
+def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
+    """A hub repository's files on disk, from the cache where they are in it: a warm machine needs no network."""
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        names = ", ".join(MODELS)
+        raise ModelError(f"no model {hub_id!r}: give one of {names}, a hub id such as owner/name, or a directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(hub_id, allow_patterns=list(files), local_files_only=True))
+        if (cached / "config.json").is_file() and (
+            len(files) == 1 or any((cached / name).is_file() for name in WEIGHT_FILES)
+        ):
+            return cached
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass  # not in the cache
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(files), etag_timeout=5))
+    except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the hub did not give {hub_id}: {detail}") from error
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a model goes over a picture.
+
+    Attributes:
+        passes: times the network is applied (2 makes a x2 network a x4).
+        scale: of all passes together.
+        halo: context in input pixels for all passes together.
+        tile: wished side of a region in input pixels.
+    """
+
+    passes: int
+    scale: int
+    halo: int
+    tile: int
+
+
+def make_job(spec: ModelSpec, wanted: float, *, exact: bool, tile: int | None = None, halo: int | None = None) -> Job:
+    """Passes, halo and tile for a model so that the result is at least `wanted` times as large."""
+    passes, scale = 1, spec.scale
+    while scale < wanted - 1e-9:
+        passes, scale = passes + 1, scale * spec.scale
+    if halo is None:
+        halo = spec.receptive_field if exact or spec.kind == "compact" else spec.halo
+    # Later passes see pixels that are smaller: their context costs less of the input.
+    context = sum(halo / spec.scale**index for index in range(passes))
+    context = tiling.round_up(math.ceil(context), spec.window)
+    return Job(passes, scale, context, tile or max(spec.tile // spec.scale ** (passes - 1), 2 * context + 64))

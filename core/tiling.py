@@ -1,0 +1,103 @@
+"""Where tiles lie: aligned, with a halo, cropped and pasted without blending.
+
+A tile owns a part of the picture and is computed from a larger region around it. Origins and sizes of regions are
+multiples of the model's window, because a window-attention network computes something else when its grid moves
+(about 21 dB of difference, whatever the overlap). With a halo of at least the receptive field, the owned part does not
+depend on where the region ends, so the pasted result equals the untiled one.
+
+All regions of one plan have the same size: at the picture's edges a region is moved inwards instead of being cut, so
+that kernels, chosen by shape, are the same for each tile. The picture's own edges stay region edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """One axis of a tile, in input pixels.
+
+    Attributes:
+        start: first owned pixel.
+        stop: one past the last owned pixel.
+        origin: first pixel of the region that is computed; a multiple of the window.
+        size: length of the region; a multiple of the window, and may reach past the picture by less than a window.
+    """
+
+    start: int
+    stop: int
+    origin: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the picture (`rows` x `columns`) and the region that it is computed from."""
+
+    rows: Span
+    columns: Span
+
+
+def round_up(value: int, window: int) -> int:
+    """The smallest multiple of window that is at least value."""
+    return -(-value // window) * window
+
+
+def smallest_tile(halo: int, window: int) -> int:
+    """The smallest region side that still owns a window in the middle of a picture, in pixels."""
+    return 2 * round_up(halo, window) + window
+
+
+def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: int | None = None) -> list[Span]:
+    """Cut [start, stop) of an axis into owned parts with regions of equal size.
+
+    Args:
+        length: of the whole axis, in pixels; at least 1.
+        tile: wished side of a region; raised to `smallest_tile` and lowered to what is needed.
+        halo: context that every owned pixel gets on both sides, except beyond the picture's edges.
+        window: grid of the model; origins and sizes are multiples of it.
+        start: first pixel to cover; a multiple of the window.
+        stop: one past the last pixel to cover; a multiple of the window, or length (the default).
+    """
+    stop = length if stop is None else stop
+    halo = round_up(halo, window)
+    padded = round_up(length, window)
+    # Context that lies beyond the picture does not exist: [low, high) is all that can influence [start, stop).
+    low, high = max(0, start - halo), min(padded, round_up(stop, window) + halo)
+    need = high - low
+    size = min(need, max(tile // window * window, smallest_tile(halo, window)))
+    if size == need:
+        return [Span(start, stop, low, size)]
+    count = 1 + -(-(need - size) // (size - 2 * halo))
+    # Same number of regions, each only as large as that number needs.
+    size = round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
+    found = []
+    own = start
+    for index in range(count):
+        origin = min(low + index * (size - 2 * halo), high - size)
+        end = stop if index == count - 1 else origin + size - halo
+        found.append(Span(own, end, origin, size))
+        own = end
+    return found
+
+
+def plan(height: int, width: int, tile: int, halo: int, window: int) -> list[list[Tile]]:
+    """Tiles of a whole picture: rows of tiles from top to bottom, each row from left to right.
+
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        tile: wished side of a region, pixels.
+        halo: context around the owned part, pixels.
+        window: the model's grid, pixels.
+    """
+    columns = spans(width, tile, halo, window)
+    return [[Tile(row, column) for column in columns] for row in spans(height, tile, halo, window)]
+
+
+def split(part: Tile, height: int, width: int, tile: int, halo: int, window: int) -> list[Tile]:
+    """The same owned rectangle as smaller tiles, for a tile that did not fit into memory."""
+    rows = spans(height, tile, halo, window, part.rows.start, part.rows.stop)
+    columns = spans(width, tile, halo, window, part.columns.start, part.columns.stop)
+    return [Tile(row, column) for row in rows for column in columns]
