@@ -14,13 +14,31 @@ Both stores make the same promises. An object is there whole or not at all: nobo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+import base64
+import errno
+import fcntl
+import hashlib
+import hmac
+import json
+import mimetypes
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
     from handler.settings import Settings
 
 JSON = "application/json"
@@ -131,8 +149,8 @@ class Storage(Protocol):
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Store bytes, replacing what was there; gives the etag."""
 
-    def upload(self, path: Path, key: str, content_type: str) -> str:
-        """Store a file of any size, streaming, replacing what was there; gives the etag."""
+    def upload(self, path: Path, key: str, content_type: str) -> None:
+        """Store a file of any size, streaming, replacing what was there."""
 
     def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
         """Store bytes where nothing is stored yet; gives the etag. Raises: Exists."""
@@ -147,7 +165,7 @@ class Storage(Protocol):
         """Size, type and etag. Raises: NotFound."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key starts with this text, in the order of their UTF-8 bytes."""
+        """Every object whose key starts with this text, in no order that means anything."""
 
     def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
         """Let somebody store one file of exactly this type, of 1 to `max_bytes` bytes, for some seconds."""
@@ -175,7 +193,17 @@ def check_key(key: str) -> str:
     Raises:
         InvalidKey: with the reason.
     """
-    raise NotImplementedError
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKey("a key must be valid Unicode") from None
+    if not 0 < size <= 1024:
+        raise InvalidKey(f"a key has 1 to 1024 bytes, this one has {size}")
+    if "\0" in key:
+        raise InvalidKey("a key holds no NUL")
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidKey("a key has no empty part, no '.' and no '..' between its slashes")
+    return key
 
 
 def file_name(raw: str, default: str = "image") -> str:
@@ -183,12 +211,24 @@ def file_name(raw: str, default: str = "image") -> str:
 
     The suffix survives shortening. A name of which nothing remains becomes `default`.
     """
-    raise NotImplementedError
+    # Browsers on Windows sent whole paths once, so a backslash separates too.
+    name = re.split(r"[/\\]", raw.encode(errors="ignore").decode())[-1]
+    name = "".join(c for c in name if c.isprintable()).strip().strip(".").strip()
+    path = PurePosixPath(name or default)
+    suffix = path.suffix if len(path.suffix.encode()) <= 16 else ""
+    stem = str(path)[: len(str(path)) - len(suffix)]
+    return stem.encode()[: 200 - len(suffix.encode())].decode(errors="ignore") + suffix
 
 
 def content_disposition(filename: str) -> str:
     """The header that saves a response under this name: RFC 6266, with an ASCII fallback and the RFC 8187 form."""
-    raise NotImplementedError
+    name = file_name(filename)
+    # Quotes and backslashes would need escapes that clients read differently; percent signs are decoded by some.
+    fallback = re.sub(r'[^ -~]|["%\\]', "_", name)
+    header = f'attachment; filename="{fallback}"'
+    if fallback != name:
+        header += "; filename*=UTF-8''" + quote(name, safe="!#$&+-.^_`|~")
+    return header
 
 
 class S3Storage:
@@ -197,34 +237,544 @@ class S3Storage:
     Args:
         bucket: its name.
         endpoint_url: of a server other than AWS.
+        attempts: requests at most for one call, with growing pauses in between.
+        timeout: seconds to connect, and to wait for the next bytes.
     """
 
-    def __init__(self, bucket: str, *, endpoint_url: str | None = None) -> None:
+    def __init__(
+        self, bucket: str, *, endpoint_url: str | None = None, attempts: int = 4, timeout: float = 20.0
+    ) -> None:
         self.bucket = bucket
-        self.endpoint_url = endpoint_url
+        self._endpoint_url = endpoint_url
+        self._attempts = attempts
+        self._timeout = timeout
+
+    @cached_property
+    def client(self) -> S3Client:
+        """The boto3 client; safe to share between threads."""
+        # Imported here: local mode never needs boto3, and on Lambda it is loaded beside the rest of the cold start.
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self._endpoint_url,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=min(self._timeout, 5.0),
+                read_timeout=self._timeout,
+                retries={"mode": "standard", "total_max_attempts": self._attempts},
+                # Other servers rarely have a name for each bucket.
+                s3={"addressing_style": "path" if self._endpoint_url else "virtual"},
+            ),
+        )
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """See `Storage`."""
+        return self._read(key)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """See `Storage`."""
+        if length <= 0:
+            self.head(key)
+            return b""
+        return self._read(key, f"bytes={start}-{start + length - 1}")[0]
+
+    def _read(self, key: str, byte_range: str | None = None) -> tuple[bytes, str]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        wanted = {"Range": byte_range} if byte_range else {}
+        for left in reversed(range(self._attempts)):
+            with _s3_errors(key):
+                try:
+                    answer = self.client.get_object(Bucket=self.bucket, Key=check_key(key), **wanted)  # type: ignore[arg-type]
+                except ClientError as error:
+                    if error.response["Error"]["Code"] == "InvalidRange":  # it starts at or after the end
+                        return b"", ""
+                    raise
+                try:
+                    with answer["Body"] as body:
+                        return body.read(), answer["ETag"]
+                except (BotoCoreError, OSError):
+                    # botocore tries requests again, but not the reading of their answers.
+                    if not left:
+                        raise
+        raise AssertionError("unreachable")
+
+    def download(self, key: str, path: Path) -> None:
+        """See `Storage`."""
+        with _s3_errors(key):
+            self.client.download_file(self.bucket, check_key(key), str(path))
+
+    def put(self, key: str, data: bytes, content_type: str) -> str:
+        """See `Storage`."""
+        return self._put(key, data, content_type)
+
+    def upload(self, path: Path, key: str, content_type: str) -> None:
+        """See `Storage`; in parts where it is large."""
+        with _s3_errors(key):
+            self.client.upload_file(str(path), self.bucket, check_key(key), ExtraArgs={"ContentType": content_type})
+
+    def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
+        """See `Storage`."""
+        try:
+            return self._put(key, data, content_type, IfNoneMatch="*")
+        except Changed:
+            raise Exists(f"{key!r} exists already") from None
+
+    def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
+        """See `Storage`."""
+        try:
+            return self._put(key, data, content_type, IfMatch=etag)
+        except NotFound:
+            raise Changed(f"{key!r} was deleted") from None
+
+    def _put(self, key: str, data: bytes, content_type: str, **condition: str) -> str:
+        from botocore.exceptions import ClientError
+
+        for left in reversed(range(self._attempts)):
+            with _s3_errors(key):
+                try:
+                    answer = self.client.put_object(
+                        Bucket=self.bucket,
+                        Key=check_key(key),
+                        Body=data,
+                        ContentType=content_type,
+                        **condition,  # type: ignore[arg-type]
+                    )
+                    return answer["ETag"]
+                except ClientError as error:
+                    # Two conditional writes at once: S3 asks to try again, and then one of them is too late.
+                    if error.response["Error"]["Code"] != "ConditionalRequestConflict" or not left:
+                        raise
+            time.sleep(secrets.randbelow(100) / 1000)
+        raise AssertionError("unreachable")
+
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        with _s3_errors(key), suppress(NotFound):
+            self.client.delete_object(Bucket=self.bucket, Key=check_key(key))
+
+    def head(self, key: str) -> ObjectInfo:
+        """See `Storage`."""
+        with _s3_errors(key):
+            answer = self.client.head_object(Bucket=self.bucket, Key=check_key(key))
+        return ObjectInfo(
+            key, answer["ContentLength"], answer["ETag"], answer["LastModified"], answer.get("ContentType", "")
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Storage`."""
+        with _s3_errors(prefix):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for found in page.get("Contents", ()):
+                    yield ObjectInfo(found["Key"], found["Size"], found["ETag"], found["LastModified"])
+
+    def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
+        """See `Storage`. A presigned POST; no request is made."""
+        if "${filename}" in check_key(key):
+            # S3 would put the client's file name there, and boto3 would sign for every key with the part before it.
+            raise InvalidKey("a key to upload to does not hold ${filename}")
+        with _s3_errors(key):
+            post = self.client.generate_presigned_post(
+                self.bucket,
+                key,
+                Fields={"Content-Type": content_type},
+                Conditions=[{"Content-Type": content_type}, ["content-length-range", 1, max_bytes]],
+                ExpiresIn=seconds,
+            )
+        expires = datetime.now(UTC) + timedelta(seconds=seconds)
+        return UploadLink(post["url"], "POST", dict(post["fields"]), max_bytes, expires)
+
+    def download_link(self, key: str, filename: str, seconds: int) -> str:
+        """See `Storage`. A presigned GET; no request is made."""
+        with _s3_errors(key):
+            return self.client.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self.bucket,
+                    "Key": check_key(key),
+                    "ResponseContentDisposition": content_disposition(filename),
+                },
+                ExpiresIn=seconds,
+            )
+
+    def sweep(self, older_than: datetime) -> int:  # noqa: ARG002 - the bucket's lifecycle rule knows the age
+        """See `Storage`."""
+        return 0
+
+
+@contextmanager
+def _s3_errors(key: str) -> Iterator[None]:
+    """Turn boto3's errors into ours, NotFound and Changed where S3 means that, else Unavailable."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in ("NoSuchKey", "404", "NotFound"):
+            raise NotFound(f"nothing is stored under {key!r}") from error
+        if code in ("PreconditionFailed", "412"):
+            raise Changed(f"{key!r} has changed") from error
+        raise Unavailable(f"the store failed: {error.operation_name} {code}") from error
+    except (BotoCoreError, Boto3Error, OSError) as error:
+        raise Unavailable(f"the store failed: {type(error).__name__}") from error
 
 
 class LocalStorage:
     """A directory. A key is a path in it, percent-encoded, so that pictures can be looked at where they lie.
 
+    Writes go to a temporary file, which is synced and renamed. Those that depend on what is there hold a lock (flock)
+    while they look and rename; readers need none. An etag is inode, time and size, the time set to grow with each
+    write. One key cannot be the folder of another, as it can in S3: the second is an `InvalidKey`.
+
+    Names that begin with a dot are ours: `.tmp` (unfinished writes), `.locks`, `.types` (media types that the suffix
+    does not tell), `.secret` (signs links). No key is encoded to such a name.
+
     Args:
         root: the directory, made if missing.
         base_url: put before the paths of links, such as "http://127.0.0.1:8000".
-        clock: seconds since 1970, for expiry.
+        clock: seconds since 1970, for links.
     """
 
-    def __init__(self, root: Path, *, base_url: str = "") -> None:
-        self.root = root
+    def __init__(self, root: Path, *, base_url: str = "", clock: Callable[[], float] = time.time) -> None:
+        self.root = root.absolute()
         self.base_url = base_url
+        self._clock = clock
+        with _os_errors(str(root)):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in (".tmp", ".locks", ".types"):
+                (self.root / name).mkdir(exist_ok=True)
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """See `Storage`."""
+        with _os_errors(key), self._file(key).open("rb") as file:
+            return file.read(), _etag(os.fstat(file.fileno()))
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """See `Storage`."""
+        with _os_errors(key), self._file(key).open("rb") as file:
+            file.seek(start)
+            return file.read(max(0, length))
+
+    def download(self, key: str, path: Path) -> None:
+        """See `Storage`."""
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        with _os_errors(key), self._file(key).open("rb") as source:
+            try:
+                with part.open("xb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def put(self, key: str, data: bytes, content_type: str) -> str:
+        """See `Storage`."""
+        return self._write(key, data, content_type, lambda _: None)
+
+    def upload(self, path: Path, key: str, content_type: str) -> None:
+        """See `Storage`."""
+        self._write(key, path, content_type, lambda _: None)
+
+    def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
+        """See `Storage`."""
+
+        def check(now: str | None) -> None:
+            if now is not None:
+                raise Exists(f"{key!r} exists already")
+
+        return self._write(key, data, content_type, check)
+
+    def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
+        """See `Storage`."""
+
+        def check(now: str | None) -> None:
+            if now != etag:
+                raise Changed(f"{key!r} has changed")
+
+        return self._write(key, data, content_type, check)
+
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        with _os_errors(key), self._lock(check_key(key)):
+            self._remove(key)
+
+    def head(self, key: str) -> ObjectInfo:
+        """See `Storage`."""
+        with _os_errors(key):
+            status = self._file(key).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise NotFound(f"nothing is stored under {key!r}")
+            return replace(_info(key, status), content_type=self._type(key))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Storage`."""
+        folder = prefix.rpartition("/")[0]
+        start = self.root / _encode(folder) if folder else self.root
+        with _os_errors(prefix):
+            for parent, folders, files in os.walk(start):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                for name in files:
+                    path = Path(parent, name)
+                    key = _decode(path.relative_to(self.root))
+                    if not name.startswith(".") and key.startswith(prefix):
+                        with suppress(FileNotFoundError):  # deleted while we walk
+                            yield _info(key, path.stat())
+
+    def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
+        """See `Storage`. The HTTP layer answers it, with `grant` and `accept`."""
+        expires = self._now() + timedelta(seconds=seconds)
+        token = self._sign(Grant("upload", check_key(key), expires, content_type=content_type, max_bytes=max_bytes))
+        url = f"{self.base_url}{UPLOAD_PATH}?token={token}"
+        return UploadLink(url, "POST", {"Content-Type": content_type}, max_bytes, expires)
+
+    def download_link(self, key: str, filename: str, seconds: int) -> str:
+        """See `Storage`. The HTTP layer answers it, with `grant` and `path`."""
+        expires = self._now() + timedelta(seconds=seconds)
+        token = self._sign(Grant("download", check_key(key), expires, filename=file_name(filename)))
+        return f"{self.base_url}{DOWNLOAD_PATH}?token={token}"
+
+    def sweep(self, older_than: datetime) -> int:
+        """See `Storage`. Also removes what killed writers left behind, whatever its age."""
+        removed = 0
+        for found in self.list(""):
+            if found.modified < older_than:
+                with _os_errors(found.key), self._lock(found.key), suppress(NotFound):
+                    if self.head(found.key).etag == found.etag:  # not written again since
+                        self._remove(found.key)
+                        removed += 1
+        with _os_errors(".tmp"):
+            for path in (self.root / ".tmp").iterdir():
+                with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer, if alive, holds this
+                    path.unlink()
+        return removed
 
     def grant(self, token: str, action: str) -> Grant:
-        """What a link's token allows; the HTTP layer asks before it reads a body. Raises: LinkRefused."""
-        raise NotImplementedError
+        """What the token of a link allows; ask before reading a body.
+
+        Args:
+            token: the query parameter `token`.
+            action: "upload" or "download".
+
+        Raises:
+            LinkRefused: tampered with, expired, or a link for the other action.
+        """
+        try:
+            data, _, signature = token.partition(".")
+            if not hmac.compare_digest(self._hmac(data).encode(), signature.encode(errors="replace")):
+                raise LinkRefused("the link is not one of ours")
+            fields = json.loads(base64.urlsafe_b64decode(data))
+        except ValueError:  # no base64, no ASCII, or no JSON
+            raise LinkRefused("the link is not one of ours") from None
+        grant = Grant(**fields | {"expires": datetime.fromisoformat(fields["expires"])})
+        if grant.action != action:
+            raise LinkRefused(f"the link is for a different action: {grant.action}")
+        if grant.expires <= self._now():
+            raise LinkRefused("the link has expired")
+        return grant
 
     def accept(self, token: str, path: Path, content_type: str) -> ObjectInfo:
-        """Store a file that came by an upload link, checking token, type and size again. Raises: LinkRefused."""
-        raise NotImplementedError
+        """Store a file that came by an upload link.
+
+        Args:
+            token: of the link.
+            path: the file as received.
+            content_type: the form field Content-Type.
+
+        Raises:
+            LinkRefused: as `grant`, or the type or the size is not what the link allows.
+        """
+        grant = self.grant(token, "upload")
+        if content_type != grant.content_type:
+            raise LinkRefused(f"the link is for {grant.content_type}")
+        if not 1 <= path.stat().st_size <= grant.max_bytes:
+            raise LinkRefused(f"the link is for a file of 1 to {grant.max_bytes} bytes")
+        self.upload(path, grant.key, content_type)
+        return self.head(grant.key)
 
     def path(self, key: str) -> Path:
         """The file that holds the object now, for streaming it. Raises: NotFound."""
-        raise NotImplementedError
+        self.head(key)
+        return self._file(key)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _file(self, key: str) -> Path:
+        return self.root / _encode(check_key(key))
+
+    def _write(self, key: str, source: bytes | Path, content_type: str, check: Callable[[str | None], None]) -> str:
+        """Write a new version, after `check` has seen the present etag (None: nothing there) and not raised."""
+        target = self._file(key)
+        with _os_errors(key, writing=True), self._temporary() as temporary:
+            if isinstance(source, Path):
+                with source.open("rb") as file:
+                    shutil.copyfileobj(file, temporary, 1 << 20)
+            else:
+                temporary.write(source)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+            with self._lock(key):
+                try:
+                    before = target.stat()
+                except (FileNotFoundError, NotADirectoryError):
+                    before = None
+                check(None if before is None else _etag(before))
+                # Whole microseconds, and later than the last version: equal times would make equal etags.
+                earliest = 0 if before is None else before.st_mtime_ns + 1000
+                written = max(time.time_ns(), earliest) // 1000 * 1000
+                os.utime(temporary.fileno(), ns=(written, written))
+                self._set_type(key, content_type)
+                _rename(Path(temporary.name), target)
+                return _etag(os.fstat(temporary.fileno()))
+
+    def _remove(self, key: str) -> None:
+        file = self._file(key)
+        for path in (file, self._type_file(key)):
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                path.unlink()
+        with suppress(OSError):  # not empty, or somebody else was faster
+            for parent in file.parents:
+                if parent == self.root:
+                    break
+                parent.rmdir()
+
+    @contextmanager
+    def _temporary(self) -> Iterator[IO[bytes]]:
+        """A file in `.tmp` which is locked while it is ours, so that `sweep` knows it from a dead writer's."""
+        while True:
+            path = self.root / ".tmp" / secrets.token_hex(16)
+            with path.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink == 0:  # a sweep came between open and lock
+                    continue
+                try:
+                    yield file
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        """Exclude other writers of this key, threads and processes. 64 locks for all keys: none is ever cleaned up."""
+        name = f"{hashlib.sha256(key.encode()).digest()[0] % 64:02}"
+        with (self.root / ".locks" / name).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # freed when the file is closed, also by a kill
+            yield
+
+    def _type_file(self, key: str) -> Path:
+        return self.root / ".types" / _encode(key)
+
+    def _type(self, key: str) -> str:
+        try:
+            return self._type_file(key).read_text()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return _guess_type(key)
+
+    def _set_type(self, key: str, content_type: str) -> None:
+        file = self._type_file(key)
+        if content_type == _guess_type(key):
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                file.unlink()
+        elif content_type != self._type(key):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content_type)
+
+    @cached_property
+    def _secret(self) -> bytes:
+        """The key that signs links; made by whoever comes first, then the same for all processes."""
+        path = self.root / ".secret"
+        with _os_errors(".secret"):
+            if not path.exists():
+                with self._temporary() as file:
+                    os.fchmod(file.fileno(), 0o600)
+                    file.write(secrets.token_bytes(32))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    with suppress(FileExistsError):
+                        os.link(file.name, path)  # unlike a rename, this replaces nothing
+            return path.read_bytes()
+
+    def _hmac(self, data: str) -> str:
+        return hmac.new(self._secret, data.encode(errors="replace"), hashlib.sha256).hexdigest()
+
+    def _sign(self, grant: Grant) -> str:
+        fields: dict[str, Any] = asdict(grant) | {"expires": grant.expires.isoformat()}
+        data = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+        return f"{data}.{self._hmac(data)}"
+
+
+#: Longer names are cut into folders; file systems take 255 bytes.
+_NAME_BYTES = 200
+
+
+def _encode(key: str) -> Path:
+    """The relative path of a key. Reversible: `+` occurs in no encoded name, so it can mark a name that goes on."""
+    parts = []
+    for part in key.split("/"):
+        name = quote(part, safe="")
+        if name.startswith("."):
+            name = "%2E" + name[1:]
+        while len(name) > _NAME_BYTES:
+            parts.append(name[:_NAME_BYTES] + "+")
+            name = name[_NAME_BYTES:]
+        parts.append(name)
+    return Path(*parts)
+
+
+def _decode(path: Path) -> str:
+    """The key of a relative path."""
+    return unquote("/".join(path.parts).replace("+/", ""))
+
+
+def _etag(status: os.stat_result) -> str:
+    return f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, _etag(status), datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+@cache
+def _types() -> mimetypes.MimeTypes:
+    return mimetypes.MimeTypes()  # Python's own table, and not the files of the machine, which could change
+
+
+def _guess_type(key: str) -> str:
+    return _types().guess_type("x" + PurePosixPath(key).suffix)[0] or "application/octet-stream"
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Move a synced file to its place, so that a power cut leaves the old or the new one."""
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.replace(target)
+        except FileNotFoundError:
+            if not source.exists():
+                raise
+            continue  # a deletion took the empty folder away
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return
+
+
+@contextmanager
+def _os_errors(key: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and writing:
+            raise InvalidKey(f"{key!r} would be an object and a folder at once") from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and not writing:
+            raise NotFound(f"nothing is stored under {key!r}") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidKey("the key is too long for this directory") from error
+        raise Unavailable(f"the store failed: {error.strerror}") from error
