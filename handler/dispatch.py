@@ -1,0 +1,125 @@
+"""Inline, Lambda or Batch: where a request runs, and what starts it there.
+
+Inline is the answer to the request itself. "Lambda" is a worker that takes jobs: the function that S3 upload events
+call, or in local mode a thread of the server. Batch is for what Lambda has not the time or the memory for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import core
+from core import image, models
+from handler.jobs import Backend, Estimate, Job
+from handler.options import limits
+from handler.settings import MIB, Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_batch.client import BatchClient
+
+#: US dollars for a GiB of memory and a second of Lambda (x86, us-east-1, 2025; the free tier is not counted).
+LAMBDA_GIB_SECOND = 1.66667e-5
+
+
+def route(estimate: core.Estimate, settings: Settings) -> Backend:
+    """Where work of this size runs. A pure function.
+
+    Raises:
+        core.TooLarge: more than Lambda can do, and there is no Batch.
+    """
+    if settings.local:  # one machine: its worker takes whatever the limits let through
+        return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
+    fits = estimate.seconds <= settings.lambda_seconds and estimate.memory <= settings.lambda_memory_mb * MIB
+    if not fits and settings.has_batch:
+        return Backend.BATCH
+    if not fits:
+        raise core.TooLarge(
+            f"this would take about {estimate.seconds:,.0f} s and {estimate.memory / 1e9:,.1f} GB of memory, "
+            f"more than there is here: give a smaller picture or ask for a smaller scale"
+        )
+    return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
+
+
+def plan(width: int, height: int, format: str, options: core.Options, settings: Settings) -> Estimate:
+    """Check a picture against the limits, and say what it will take and where it runs.
+
+    Args:
+        width: of the input, pixels, orientation applied.
+        height: of the input, pixels.
+        format: of the input, one of `core.options.FORMATS`.
+        options: from `handler.options.parse`.
+        settings: the limits and the budgets.
+
+    Raises:
+        core.TooLarge: over a limit, or no backend is large enough.
+        core.OptionsError: the options do not fit this picture.
+    """
+    allowed = limits(settings)
+    if width * height > allowed.input_pixels:
+        raise core.TooLarge(
+            f"the input has {width}x{height} pixels, over the limit of {allowed.input_pixels / 1e6:,.6g} megapixels"
+        )
+    image.check_output_size(options.format or format, *options.output_size(width, height), allowed)
+    found = _estimate(width, height, options)
+    backend = route(found, settings)
+    cost = None
+    if not settings.local and backend is not Backend.BATCH:
+        cost = found.seconds * settings.lambda_memory_mb / 1024 * LAMBDA_GIB_SECOND
+    return Estimate(
+        route=backend,
+        seconds=found.seconds,
+        memory=found.memory,
+        tiles=found.tiles,
+        width=found.width,
+        height=found.height,
+        model=found.model,
+        cost=cost,
+        measured=found.measured,
+    )
+
+
+def _estimate(width: int, height: int, options: core.Options) -> core.Estimate:
+    """Of the first model in the fall-back chain whose numbers can be had."""
+    for name in models.fallback_chain(options.model):
+        try:
+            return core.estimate(width, height, replace(options, model=name))
+        except core.ModelError:
+            continue
+    return core.estimate(width, height, replace(options, model=models.DEFAULT))
+
+
+@cache
+def batch_client() -> BatchClient:
+    """The boto3 client, made once per process."""
+    import boto3  # local mode never needs it, and a cold start should not wait for it
+
+    return boto3.client("batch")
+
+
+def submit_batch(job: Job, settings: Settings) -> str:
+    """Start a job on Batch; gives the id there, for `Job.batch_job_id`.
+
+    Submitting a job twice is harmless: the second container finds nothing to claim.
+
+    Raises:
+        botocore.exceptions.ClientError: Batch refused, or did not answer.
+    """
+    answer = batch_client().submit_job(
+        jobName=f"upscale-{job.id}",
+        jobQueue=settings.batch_queue,
+        jobDefinition=settings.batch_job_definition,
+        containerOverrides={"command": ["python", "-m", "handler.batch_job", "--job", job.id]},
+    )
+    return answer["jobId"]
+
+
+def terminate_batch(job: Job) -> None:
+    """End a cancelled job's container, queued or running; one that has ended already is no error.
+
+    Raises:
+        botocore.exceptions.ClientError: Batch refused, or did not answer.
+    """
+    if job.batch_job_id:
+        batch_client().terminate_job(jobId=job.batch_job_id, reason="cancelled by the client")

@@ -1,0 +1,128 @@
+"""What a client may ask for: options by their names in HTTP and in job documents, with the settings' defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
+
+import core
+from core import image, models
+from core.options import FORMATS, MAX_SCALE
+from handler.settings import Settings
+from handler.storage import file_name
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+class Asked(BaseModel):
+    """The options of one request; what is left out is chosen by the service."""
+
+    # The ranges are for the description only: `core.Options` checks them, and says it in better words.
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="A name from `GET /models`, or a Hugging Face hub id in the same format.",
+        examples=["compact-x2"],
+        json_schema_extra={"minLength": 1},
+    )
+    scale: float | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Factor of both sides, fractions allowed; 2 unless `width` or `height` is given.",
+        examples=[2],
+        json_schema_extra={"exclusiveMinimum": 1, "maximum": MAX_SCALE},
+    )
+    width: int | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Exact width of the result in pixels, instead of `scale`; alone, the height follows.",
+        json_schema_extra={"minimum": 1, "maximum": 200_000},
+    )
+    height: int | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Exact height of the result in pixels, instead of `scale`; alone, the width follows.",
+        json_schema_extra={"minimum": 1, "maximum": 200_000},
+    )
+    format: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Format of the result; that of the input unless given.",
+        examples=["png"],
+        json_schema_extra={"enum": list(FORMATS)},
+    )
+    quality: int | SkipJsonSchema[None] = Field(
+        default=None,
+        description="For JPEG and WebP; 95 unless given.",
+        json_schema_extra={"minimum": 1, "maximum": 100},
+    )
+    exact: bool | SkipJsonSchema[None] = Field(
+        default=None, description="Whether tiles must equal the untiled result for every model, which takes longer."
+    )
+
+
+def sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, as one line."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"there is no option {name[:100]!r}: the options are {', '.join(Asked.model_fields)}"
+    return f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:
+    """Options by their names, from a query, a form or a job document, completed from the settings.
+
+    Raises:
+        core.OptionsError: unknown, of the wrong type, out of range, contradicting, or a model that nobody may name.
+    """
+    try:
+        given = Asked.model_validate(dict(asked))
+    except ValidationError as error:
+        raise core.OptionsError(sentence(error)) from error
+    if given.model is not None:
+        _check_model(given.model, settings)
+    exact = bool(given.exact)
+    return core.Options(
+        model=given.model or settings.model or None,
+        scale=given.scale,
+        width=given.width,
+        height=given.height,
+        tile=settings.tile_size,
+        halo=None if exact else settings.tile_overlap,
+        exact=exact,
+        format=given.format or settings.output_format or None,
+        quality=given.quality if given.quality is not None else settings.output_quality,
+    )
+
+
+def _check_model(name: str, settings: Settings) -> None:
+    """Refuse what a stranger has no business naming: directories of this machine, and other people's buckets.
+
+    Raises:
+        core.OptionsError: with the names that there are.
+    """
+    if name in models.MODELS or name == settings.model:
+        return
+    if settings.bucket and name.startswith(f"s3://{settings.bucket}/models/"):
+        return
+    if _HUB_ID.fullmatch(name) and len(name) <= 200 and not Path(name).exists():
+        return
+    raise core.OptionsError(
+        f"there is no model {name[:100]!r}: give one of {', '.join(models.MODELS)}, or a hub id such as owner/name"
+    )
+
+
+def limits(settings: Settings) -> core.Limits:
+    """What is refused before any work."""
+    return core.Limits(settings.max_upload_bytes, settings.max_pixels, settings.max_output_pixels)
+
+
+def result_name(filename: str, options: core.Options, format: str) -> str:
+    """The name to save a result under: photo.jpg becomes photo-x2.jpg, or photo-x2.png when PNG was asked for."""
+    path = PurePosixPath(file_name(filename))
+    suffix = path.suffix if image.suffix_format(path.suffix) == format else image.SUFFIXES[format]
+    if options.width is None and options.height is None:
+        return file_name(f"{path.stem}-x{options.scale or 2:g}{suffix}")
+    return file_name(f"{path.stem}-{options.width or ''}x{options.height or ''}{suffix}")
