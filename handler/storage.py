@@ -28,7 +28,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
@@ -245,7 +245,7 @@ class S3Storage:
         self, bucket: str, *, endpoint_url: str | None = None, attempts: int = 4, timeout: float = 20.0
     ) -> None:
         self.bucket = bucket
-        self._endpoint_url = endpoint_url
+        self.endpoint_url = endpoint_url
         self._attempts = attempts
         self._timeout = timeout
 
@@ -258,14 +258,14 @@ class S3Storage:
 
         return boto3.client(
             "s3",
-            endpoint_url=self._endpoint_url,
+            endpoint_url=self.endpoint_url,
             config=Config(
                 signature_version="s3v4",
                 connect_timeout=min(self._timeout, 5.0),
                 read_timeout=self._timeout,
                 retries={"mode": "standard", "total_max_attempts": self._attempts},
                 # Other servers rarely have a name for each bucket.
-                s3={"addressing_style": "path" if self._endpoint_url else "virtual"},
+                s3={"addressing_style": "path" if self.endpoint_url else "virtual"},
             ),
         )
 
@@ -293,7 +293,7 @@ class S3Storage:
                         return b"", ""
                     raise
                 try:
-                    with answer["Body"] as body:
+                    with closing(answer["Body"]) as body:
                         return body.read(), answer["ETag"]
                 except (BotoCoreError, OSError):
                     # botocore tries requests again, but not the reading of their answers.
@@ -622,6 +622,8 @@ class LocalStorage:
                     before = target.stat()
                 except (FileNotFoundError, NotADirectoryError):
                     before = None
+                if before is not None and not stat.S_ISREG(before.st_mode):
+                    raise IsADirectoryError
                 check(None if before is None else _etag(before))
                 # Whole microseconds, and later than the last version: equal times would make equal etags.
                 earliest = 0 if before is None else before.st_mtime_ns + 1000
@@ -713,16 +715,15 @@ _NAME_BYTES = 200
 
 def _encode(key: str) -> Path:
     """The relative path of a key. Reversible: `+` occurs in no encoded name, so it can mark a name that goes on."""
-    parts = []
+    pieces = []
     for part in key.split("/"):
         name = quote(part, safe="")
-        if name.startswith("."):
-            name = "%2E" + name[1:]
         while len(name) > _NAME_BYTES:
-            parts.append(name[:_NAME_BYTES] + "+")
+            pieces.append(name[:_NAME_BYTES] + "+")
             name = name[_NAME_BYTES:]
-        parts.append(name)
-    return Path(*parts)
+        pieces.append(name)
+    # What a cut leaves may begin with a dot too, or be "..".
+    return Path(*("%2E" + piece[1:] if piece.startswith(".") else piece for piece in pieces))
 
 
 def _decode(path: Path) -> str:
