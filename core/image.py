@@ -44,7 +44,19 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 _ORIENTATION = 0x0112
-_READABLE = "JPEG, PNG, WebP, TIFF or BMP"
+#: Tags that say how a TIFF's pixels are stored: true of the input file only.
+_TIFF_STRUCTURE = (
+    *range(0xFE, 0x108),
+    0x10A,
+    0x111,
+    *range(0x115, 0x11D),
+    0x128,
+    *range(0x13D, 0x146),
+    *range(0x152, 0x158),
+    0x8773,
+)
+#: For messages.
+READABLE = "JPEG, PNG, WebP, TIFF or BMP"
 
 
 def suffix_format(suffix: str) -> str | None:
@@ -104,7 +116,7 @@ def _opened(source: Source, limits: Limits) -> Iterator[tuple[Image.Image, int]]
         except (OSError, ValueError) as error:
             raise UnreadableImage(f"cannot read the input: {error}") from error
         if size == 0:
-            raise UnreadableImage(f"the input is empty: give a {_READABLE} file")
+            raise UnreadableImage(f"the input is empty: give a {READABLE} file")
         if size > limits.input_bytes:
             raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
         with _decoder_errors():
@@ -139,7 +151,7 @@ def _decoder_errors() -> Iterator[None]:
     except MemoryError as error:
         raise TooLarge("the input does not fit into memory when decoded: give a smaller picture") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not a picture that can be read: give {_READABLE}") from error
+        raise UnreadableImage(f"not a picture that can be read: give {READABLE}") from error
     except Exception as error:
         detail = str(error).strip().splitlines()
         raise UnreadableImage(f"the picture is damaged: {detail[0] if detail else type(error).__name__}") from error
@@ -181,9 +193,9 @@ def decode(source: Source, limits: Limits | None = None) -> Picture:
         image.load()
         name = _format(image)
         icc = image.info.get("icc_profile") or None
-        exif = _exif_without_orientation(image)
         dpi = image.info.get("dpi")
         orientation = _orientation(image)
+        exif = _exif_without_orientation(image)
         if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
             icc = None  # the profile describes values that are converted away here
         pixels, alpha = _split(image)
@@ -197,6 +209,9 @@ def _format(image: Image.Image) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    """What is left to be turned (EXIF tag 0x0112): Pillow itself turns a TIFF, in its size and in its pixels."""
+    if image.format == "TIFF":
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
@@ -207,7 +222,8 @@ def _orientation(image: Image.Image) -> int:
 def _exif_without_orientation(image: Image.Image) -> bytes | None:
     try:
         exif = image.getexif()
-        exif.pop(_ORIENTATION, None)
+        for tag in (_ORIENTATION, *(_TIFF_STRUCTURE if image.format == "TIFF" else ())):
+            exif.pop(tag, None)
         return exif.tobytes() if len(exif) else None
     except Exception:  # a block that cannot be parsed cannot be corrected either, and a wrong one is worse than none
         return None
@@ -307,10 +323,18 @@ def encode(picture: Picture, stream: BinaryIO, format: str, quality: int | None 
     if picture.dpi is not None and format != "webp":
         extra["dpi"] = picture.dpi
     try:
-        image.save(stream, FORMATS[format], **extra)
+        image.save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
     except OSError as error:
         raise OutputError(f"cannot write the result: {error.strerror or error}") from error
     return tuple(notes)
+
+
+class _Plain:
+    """A stream without a file descriptor: Pillow writes to descriptors past Python, and loses the system's reason."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write, self.flush, self.seek, self.tell = stream.write, stream.flush, stream.seek, stream.tell
+        self.read = stream.read
 
 
 @contextmanager
@@ -320,7 +344,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the directory is missing or not writable, or the disk is full.
     """
-    part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    path = Path(os.path.realpath(path))  # through links, which stay
+    device = path.exists() and not path.is_file()  # /dev/stdout is written, not replaced
+    part = path if device else path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
     try:
         stream = part.open("wb")
     except OSError as error:
@@ -328,8 +354,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with stream:
             yield stream
-        part.replace(path)
+        if not device:
+            part.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        if not device:
+            part.unlink(missing_ok=True)

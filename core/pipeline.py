@@ -49,7 +49,7 @@ def upscale(
     options, limits = options or Options(), limits or Limits()
     header = image.probe(source, limits)
     width, height = options.output_size(header.width, header.height)
-    format = options.format or header.format
+    format = options.format or _format_of_name(output) or header.format
     image.check_output_size(format, width, height, limits)
     if output is None:
         buffer = io.BytesIO()
@@ -57,6 +57,10 @@ def upscale(
         return replace(result, data=buffer.getvalue())
     with image.atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is told at once
         return _run(source, options, limits, progress, stream, format)
+
+
+def _format_of_name(output: str | os.PathLike[str] | None) -> str | None:
+    return None if output is None else image.suffix_format(Path(output).suffix)
 
 
 def _run(
