@@ -1,0 +1,84 @@
+"""Lambda: AWS Batch tells that a container ended, and a job that it left unfinished is failed with the reason.
+
+EventBridge delivers "Batch Job State Change". Only the state FAILED matters: Batch gives it when no attempt is left,
+or when the job was terminated or ran into its time-out; while another attempt is due the state is RUNNABLE. A job that
+has ended, or that belongs to another Batch job by now, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from handler import jobs, worker
+from handler.settings import Settings, get_settings
+from handler.storage import NotFound, Storage, open_storage
+
+#: Seconds that the invocation waits for the webhook.
+WEBHOOK_SECONDS = 45.0
+
+logger = Logger(service="upscaler")
+tracer = Tracer(service="upscaler")
+metrics = Metrics(namespace="Upscaler", service="upscaler")
+
+
+@cache
+def _service() -> tuple[Settings, Storage]:
+    settings = get_settings()
+    return settings, open_storage(settings)
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics(capture_cold_start_metric=True)
+@tracer.capture_lambda_handler(capture_response=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Fail the job that a dead container has left unfinished. Gives the job's id and state, where there is one.
+
+    Raises:
+        storage.Unavailable: the store does not answer; Lambda delivers the event again.
+    """
+    detail = event.get("detail") or {}
+    id = job_id(detail)
+    failed = event.get("detail-type") == "Batch Job State Change" and detail.get("status") == "FAILED"
+    metrics.add_metric(name="BatchFailed", unit=MetricUnit.Count, value=int(failed))
+    if not failed or id is None:
+        return {}
+    settings, storage = _service()
+    code, message = reason(detail)
+    try:
+        job = jobs.fail_unclaimed(storage, id, code, message, batch_job_id=detail.get("jobId"))
+    except NotFound:
+        logger.warning("the job is gone", extra={"job_id": id})
+        return {}
+    logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
+    if call := worker.notify(storage, settings, job):
+        call.join(min(WEBHOOK_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
+    return {"id": id, "state": job.state.value}
+
+
+def job_id(detail: Mapping[str, Any]) -> str | None:
+    """The id of our job in the detail of a Batch event, None where it is not one of our containers."""
+    command = (detail.get("container") or {}).get("command") or []
+    try:
+        return jobs.check_id(command[command.index("--job") + 1])
+    except (ValueError, IndexError, AttributeError, jobs.InvalidId):
+        return None
+
+
+def reason(detail: Mapping[str, Any]) -> tuple[str, str]:
+    """Code and message of a failed Batch job, from the detail of its event."""
+    status = str(detail.get("statusReason") or "")
+    container = detail.get("container") or {}
+    last = str(container.get("reason") or "")
+    code = container.get("exitCode")
+    if "exceeded timeout" in status.lower():  # "Job attempt duration exceeded timeout", exit code 137 like the next
+        return "batch_timeout", "the job took longer than AWS Batch was allowed to: try a smaller scale"
+    if "OutOfMemory" in last:
+        return "out_of_memory", "the job does not fit into memory: try a smaller picture or scale"
+    details = "; ".join(text for text in (status, last, f"exit code {code}" if code is not None else "") if text)
+    return "batch_failed", f"AWS Batch gave up: {details or 'no reason given'}"[:500]

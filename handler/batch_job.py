@@ -1,0 +1,107 @@
+"""What the AWS Batch container runs: python -m handler.batch_job --job ID
+
+The exit code tells Batch whether to start the container again (`retryStrategy` of the job definition):
+
+    0   the job has ended, or another worker is at it: nothing is left to do
+    1   the job failed, with the reason in its document: do not repeat
+    2   wrong use: no such job, or settings that make no sense: do not repeat
+    75  handed back after SIGTERM (a Spot instance that is taken away), or the store did not answer: repeat
+
+A repetition claims the same job again; if the container before it was killed without a word, it waits until that
+one's lease has run out. SIGTERM is heeded between two tiles, so the grace period must be longer than a tile takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+from pydantic import ValidationError
+
+from handler import jobs, worker
+from handler.jobs import Backend, InvalidId, Job, State
+from handler.settings import Settings, get_settings
+from handler.storage import NotFound, Storage, StorageError, open_storage
+
+ENDED, FAILED, USAGE, REPEAT = 0, 1, 2, 75
+#: Seconds that the container waits for the webhook when the job is done.
+WEBHOOK_SECONDS = 45.0
+
+log = logging.getLogger("handler.batch_job")
+
+
+def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Event) -> int:
+    """Work on a job until it has ended or `stopped` is set; the exit code, as above.
+
+    Raises:
+        storage.StorageError, jobs.InvalidId.
+    """
+    calls: list[threading.Thread] = []
+
+    def tell(storage: Storage, settings: Settings, job: Job) -> None:
+        if call := worker.notify(storage, settings, job):
+            calls.append(call)
+
+    batch_job_id = os.environ.get("AWS_BATCH_JOB_ID")
+    while True:
+        job = worker.run_job(
+            storage,
+            settings,
+            job_id,
+            backend=Backend.BATCH,
+            worker=f"batch-{batch_job_id or os.getpid()}-{os.environ.get('AWS_BATCH_JOB_ATTEMPT', '1')}",
+            stop=stopped.is_set,
+            batch_job_id=batch_job_id,
+            notify=tell,
+        )
+        if job is not None:
+            break
+        try:
+            if not worker.becomes_free(storage, job_id, stop=stopped.is_set):
+                job = jobs.get(storage, job_id)
+                break
+        except TimeoutError:
+            return REPEAT
+    for call in calls:
+        call.join(WEBHOOK_SECONDS)
+    if job.state is State.QUEUED and job.backend is Backend.BATCH:
+        return REPEAT
+    return FAILED if job.state is State.FAILED else ENDED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m handler.batch_job", description="Work on one job in AWS Batch.")
+    parser.add_argument("--job", required=True, metavar="ID", help="the job's id, a UUID")
+    id = parser.parse_args(arguments).job
+    try:
+        settings = get_settings()
+    except ValidationError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stopped = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        log.warning("signal %d: the job is handed back after this tile", number)
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        return run(open_storage(settings), settings, id, stopped)
+    except (InvalidId, NotFound) as error:
+        log.error("%s", error)  # noqa: TRY400 - the message says it all
+        return USAGE
+    except StorageError:
+        log.exception("the store does not answer")
+        return REPEAT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

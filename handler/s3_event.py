@@ -1,0 +1,199 @@
+"""Lambda: S3 tells of uploads, and each becomes a job that is worked on here, or sent to Batch.
+
+Three ways of delivery are understood: S3 directly, S3 through EventBridge, and S3 through SQS (there with partial
+batch responses, `ReportBatchItemFailures`).
+
+Events come at least once, in any order, and a failed invocation repeats all of its records. So each record stands
+alone: what ended, well or badly, is written into its job, and a repetition finds that there is nothing to do. Only
+what a repetition can help is reported as a failure: a store or Batch that does not answer, or time that ran out.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
+from urllib.parse import unquote_plus
+
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.logging.utils import copy_config_to_registered_loggers
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from handler import jobs, worker
+from handler.jobs import Backend, Job, State
+from handler.settings import Settings, get_settings
+from handler.storage import InvalidKey, Storage, check_key, open_storage
+
+#: The only prefix that makes jobs; results lie elsewhere, so that nothing calls itself.
+PREFIX = "uploads/"
+#: Seconds before the end of an invocation at which work is handed back: one tile, and two writes of the document.
+RESERVE = 20.0
+#: Seconds that an invocation waits for webhooks when its jobs are done; a thread does not run on after its end.
+WEBHOOK_SECONDS = 45.0
+
+logger = Logger(service="upscaler")
+tracer = Tracer(service="upscaler")
+metrics = Metrics(namespace="Upscaler", service="upscaler")
+copy_config_to_registered_loggers(source_logger=logger, include={"handler.jobs", "handler.webhook", "handler.worker"})
+
+
+class TryAgain(Exception):
+    """Some uploads are not done, and the same event again may help."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One uploaded object.
+
+    Attributes:
+        bucket: its name.
+        key: decoded.
+        version: the version id, or the ETag where the bucket has no versions.
+        size: bytes, None where the event does not say.
+        message: id of the SQS message that told of it, None without SQS.
+    """
+
+    bucket: str
+    key: str
+    version: str
+    size: int | None = None
+    message: str | None = None
+
+
+def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Upload]:
+    """The uploads that an event tells of; test events, other prefixes, and what is no upload at all are passed over."""
+    if event.get("source") == "aws.s3" and event.get("detail-type") == "Object Created":
+        records = [event["detail"]]
+    else:
+        records = event.get("Records") or []
+    for record in records:
+        try:
+            if record.get("eventSource") == "aws:sqs":
+                yield from uploads(json.loads(record["body"]), record["messageId"])
+                continue
+            found = _upload(record, message)
+        except (AttributeError, InvalidKey, KeyError, TypeError, ValueError):
+            logger.exception("a record that says nothing", extra={"record": record})
+            continue
+        if found:
+            yield found
+
+
+def _upload(record: Mapping[str, Any], message: str | None) -> Upload | None:
+    """Raises: KeyError and others for what is no record of S3."""
+    if "s3" in record:
+        if not record["eventName"].startswith("ObjectCreated:"):
+            return None
+        bucket, item = record["s3"]["bucket"]["name"], record["s3"]["object"]
+        # As in a form: a blank is "+". Powertools hands out this key as it came.
+        key = unquote_plus(item["key"], errors="strict")
+    else:
+        bucket, item = record["bucket"]["name"], record["object"]
+        key = item["key"]  # EventBridge does not encode
+    if not key.startswith(PREFIX) or key.endswith("/"):
+        return None
+    version = item.get("versionId") or item.get("version-id") or item.get("eTag") or item.get("etag") or ""
+    return Upload(bucket, check_key(key), version, item.get("size"), message)
+
+
+@cache
+def _service() -> tuple[Settings, Storage]:
+    settings = get_settings()
+    return settings, open_storage(settings)
+
+
+@logger.inject_lambda_context(clear_state=True)
+@metrics.log_metrics(capture_cold_start_metric=True)
+@tracer.capture_lambda_handler(capture_response=False)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Do, or send to Batch, every upload that the event tells of.
+
+    Raises:
+        TryAgain: not all could be ended, so Lambda delivers the event again; not with SQS, where the messages to
+            repeat are named in the answer.
+    """
+    settings, storage = _service()
+    calls: list[threading.Thread] = []
+    again: list[Upload] = []
+    received = list(uploads(event))
+    metrics.add_metric(name="Received", unit=MetricUnit.Count, value=len(received))
+
+    def tell(storage: Storage, settings: Settings, job: Job) -> None:
+        if call := worker.notify(storage, settings, job):
+            calls.append(call)
+
+    for upload in received:
+        if settings.bucket and upload.bucket != settings.bucket:
+            logger.warning("an upload to another bucket", extra={"bucket": upload.bucket})
+            continue
+        try:
+            job = _do(storage, settings, upload, context, tell)
+        except Exception:
+            logger.exception("not done: %s", upload.key)
+            metrics.add_metric(name="TryAgain", unit=MetricUnit.Count, value=1)
+            again.append(upload)
+            continue
+        if job:
+            metrics.add_metric(name=job.state.title(), unit=MetricUnit.Count, value=1)
+            metrics.add_metric(name="Fallback", unit=MetricUnit.Count, value=int(job.degraded))
+
+    until = time.monotonic() + min(WEBHOOK_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1)
+    for call in calls:
+        call.join(max(0.0, until - time.monotonic()))
+    if any(upload.message is None for upload in again):
+        raise TryAgain(f"{len(again)} of {len(received)} uploads are not done")
+    return {"batchItemFailures": [{"itemIdentifier": message} for message in sorted({u.message or "" for u in again})]}
+
+
+@tracer.capture_method(capture_response=False)
+def _do(
+    storage: Storage,
+    settings: Settings,
+    upload: Upload,
+    context: LambdaContext,
+    tell: Callable[[Storage, Settings, Job], None],
+) -> Job | None:
+    """Bring one upload's job as far as it goes here; None where there was nothing to do.
+
+    Raises:
+        TryAgain, storage.StorageError, botocore.exceptions.ClientError: the job is queued, or its lease runs out.
+    """
+    ttl = timedelta(days=settings.job_ttl_days)
+    id = jobs.find_or_create_for_upload(
+        storage, upload.bucket, upload.key, upload.version, ttl=ttl, size=upload.size
+    ).id
+    logger.append_keys(job_id=id)
+
+    def left() -> float:
+        return context.get_remaining_time_in_millis() / 1000 - RESERVE
+
+    while True:
+        if left() <= 0:
+            raise TryAgain("no time left in this invocation")
+        job = worker.run_job(
+            storage,
+            settings,
+            id,
+            backend=Backend.LAMBDA,
+            worker=f"lambda-{context.aws_request_id}",
+            stop=lambda: left() <= 0,
+            seconds=left(),
+            notify=tell,
+        )
+        if job is not None:
+            break
+        job = jobs.get(storage, id)
+        if job.state is State.QUEUED and job.backend is Backend.BATCH:
+            # Meant for Batch from the start, or whoever moved it there died before he could submit it.
+            return job if job.batch_job_id else worker.submit(storage, settings, job)
+        if job.backend is not Backend.LAMBDA or not worker.becomes_free(storage, id, stop=lambda: left() <= 0):
+            return None
+    if job.state is State.QUEUED and job.backend is not Backend.BATCH:
+        raise TryAgain("handed back")
+    return job
