@@ -16,6 +16,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handler import jobs, worker
+from handler.jobs import Backend
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, open_storage
 
@@ -50,8 +51,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return {}
     settings, storage = _service()
     code, message = reason(detail)
+    batch_job_id = detail.get("jobId")
     try:
-        job = jobs.fail_unclaimed(storage, id, code, message, batch_job_id=detail.get("jobId"))
+        job = jobs.get(storage, id)
+        if job.backend is Backend.BATCH and job.batch_job_id is None:
+            batch_job_id = None  # whoever submitted it died before writing down the id
+        job = jobs.fail_unclaimed(storage, id, code, message, batch_job_id=batch_job_id)
     except NotFound:
         logger.warning("the job is gone", extra={"job_id": id})
         return {}

@@ -88,15 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     stopped = threading.Event()
 
-    def stop(number: int, _: FrameType | None) -> None:
-        log.warning("signal %d: the job is handed back after this tile", number)
-        stopped.set()
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()  # and nothing else: it interrupts whatever the main thread is at
 
     signal.signal(signal.SIGTERM, stop)
     try:
         return run(open_storage(settings), settings, id, stopped)
     except (InvalidId, NotFound) as error:
-        log.error("%s", error)  # noqa: TRY400 - the message says it all
+        log.error("%s", error)
         return USAGE
     except StorageError:
         log.exception("the store does not answer")

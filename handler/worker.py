@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 #: Seconds before each repetition of a storage call, on top of the store's own retries.
 PAUSES = (1.0, 4.0, 16.0)
-#: How often Lambda may run out of time with a job; it delivers an event three times.
+#: How often Lambda delivers an event at most.
 TRIES = 3
 #: Bytes of the first ranged read; headers are mostly within it.
 HEADER_BYTES = 64 * 1024
@@ -148,6 +148,10 @@ class _Stopped(Exception):
 class _TooMuchHere(Exception):
     """The job needs more than this kind of worker has. One line for people."""
 
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 @dataclass(frozen=True)
 class _Try:
@@ -166,6 +170,11 @@ class _Try:
     def larger(self) -> Backend | None:
         """Where a job goes that is too much for here."""
         return Backend.BATCH if self.settings.has_batch and self.backend is not Backend.BATCH else None
+
+    @property
+    def in_lambda(self) -> bool:
+        """Whether events bring the job here, and only `TRIES` times; a local worker looks for its jobs itself."""
+        return self.backend is Backend.LAMBDA and not self.settings.local
 
     def check(self) -> None:
         """Raises: jobs.Lost, jobs.Cancelled, _Stopped."""
@@ -196,7 +205,13 @@ def _end(this: _Try) -> Job | None:
         return _patiently(lambda: jobs.release(this.storage, this.held.job, backend=this.larger), this.pauses)
 
     def move_on(code: str, message: str) -> Job:
-        log.warning("job %s: too much for %s: %s", job.id, this.backend, message, exc_info=code != "too_large")
+        log.warning(
+            "job %s: too much for %s: %s",
+            job.id,
+            this.backend,
+            message,
+            exc_info=code in ("out_of_memory", "cannot_write"),
+        )
         return hand_over() if this.larger else fail(code, message)
 
     try:
@@ -204,11 +219,11 @@ def _end(this: _Try) -> Job | None:
             return _work(this)
         except _Stopped:
             log.warning("job %s is handed back", job.id)
-            if this.backend is Backend.LAMBDA and not this.settings.local and not this.larger and job.attempt >= TRIES:
+            if this.in_lambda and not this.larger and job.attempt >= TRIES:
                 return fail("out_of_time", "the job takes longer than there is time for here: try a smaller scale")
             return hand_over()
         except _TooMuchHere as much:
-            return move_on("too_large", str(much))
+            return move_on(much.code, str(much))
         except (core.OutOfMemory, MemoryError):
             return move_on("out_of_memory", "the job does not fit into memory: try a smaller picture or scale")
         except core.OutputError:
@@ -235,6 +250,9 @@ def _work(this: _Try) -> Job:
     """Everything between claim and success; gives the job as succeeded."""
     storage, settings, job = this.storage, this.settings, this.held.job
     this.check()
+    if job.lost and (this.larger or (this.in_lambda and job.attempt >= TRIES)):
+        # Nobody would come back for the job if this last delivery of the event died of it, too.
+        raise _TooMuchHere("worker_lost", "workers were lost on this job, probably out of memory: try a smaller scale")
     start = time.perf_counter()
     asked = options.parse(job.options, settings)
     chosen, missing = _with_local_model(asked, settings)
@@ -301,11 +319,9 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
             return now
         return now.model_copy(update={**known, "input": now.input.model_copy(update=seen)})
 
-    job = this.patiently(lambda: jobs.change(this.storage, this.held.job.id, describe))
+    this.patiently(lambda: jobs.change(this.storage, this.held.job.id, describe))
     if this.backend is not Backend.BATCH and estimate.route is Backend.BATCH:
-        raise _TooMuchHere("the job needs more time or memory than there is here")
-    if job.lost and this.backend is Backend.LAMBDA and this.larger:
-        raise _TooMuchHere("a worker of this kind died of the job before")
+        raise _TooMuchHere("too_large", "the job needs more time or memory than there is here")
     if estimate.seconds > this.seconds:
         raise _Stopped
 
