@@ -19,6 +19,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,6 +40,7 @@ MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.005, 2e-3, 100
 FOURIER_FROM, FOURIER_WEIGHT = 0.6, 0.05  # share of the schedule, weight beside L1
 LARGE_FROM = 0.75  # share of the schedule after which patches are larger
 CHECKPOINT_SECONDS = 300
+WORKERS = 2  # threads; a divisor of the batch
 
 
 def read_photo(path: Path) -> Tensor:
@@ -210,14 +212,24 @@ def train(config: CompactConfig, pairs: list[Pair], held_back: list[Pair], run: 
         )
         part.replace(checkpoint)
 
+    # One thread for each half of a batch, which meet once a step: threads inside each operation meet hundreds of times,
+    # and one that waits for a busy core holds up the other each time.
+    pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(inputs: Tensor, targets: Tensor, share: float) -> tuple[float, tuple[Tensor, ...]]:
+        loss = loss_of(net(inputs.contiguous(memory_format=torch.channels_last)), targets, share)
+        return loss.item(), torch.autograd.grad(loss, list(net.parameters()))
+
     crops, total, saved = Crops(pairs), 0.0, time.monotonic()
     for share, seconds in _clock(spent, hours * 3600):
         spent += seconds
         count, size = (8, 48) if share < LARGE_FROM else (8, 64)
         inputs, targets = crops.draw(count, size)  # (count, 3, size, size) and its target
-        loss = loss_of(net(inputs.contiguous(memory_format=torch.channels_last)), targets, share)
-        net.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        halves = zip(inputs.chunk(WORKERS), targets.chunk(WORKERS), strict=True)
+        done = list(pool.map(lambda half, share=share: gradients(*half, share), halves))
+        total += sum(loss for loss, _ in done) / WORKERS
+        for parameter, *parts in zip(net.parameters(), *(parts for _, parts in done), strict=True):
+            parameter.grad = torch.stack(parts).mean(0)
         rate = min(1, (step + 1) / WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + 1e-3)
         muon.step(MUON_RATE * rate)
         for group in adam.param_groups:
@@ -227,7 +239,6 @@ def train(config: CompactConfig, pairs: list[Pair], held_back: list[Pair], run: 
         with torch.no_grad():
             for kept_value, value in zip(average.parameters(), net.parameters(), strict=True):
                 kept_value.lerp_(value, max(1e-3, 4 / (step + 4)))
-        total += loss.item()
         if step % 500 == 0:
             print(f"step {step}, {spent / 60:.1f} min, loss {total / 500:.5f}", flush=True)
             total = 0.0
