@@ -226,7 +226,7 @@ def train(config: CompactConfig, pairs: list[Pair], held_back: list[Pair], run: 
         count, size = (8, 48) if share < LARGE_FROM else (8, 64)
         inputs, targets = crops.draw(count, size)  # (count, 3, size, size) and its target
         halves = zip(inputs.chunk(WORKERS), targets.chunk(WORKERS), strict=True)
-        done = list(pool.map(lambda half, share=share: gradients(*half, share), halves))
+        done = list(pool.map(lambda half, share=share: gradients(half[0], half[1], share), halves))
         total += sum(loss for loss, _ in done) / WORKERS
         for parameter, *parts in zip(net.parameters(), *(parts for _, parts in done), strict=True):
             parameter.grad = torch.stack(parts).mean(0)
