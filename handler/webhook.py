@@ -83,6 +83,8 @@ def is_public(address: str) -> bool:
             return is_public(str(ip.sixtofour))
         if ip.is_site_local:
             return False
+    elif ip in ipaddress.IPv4Network("192.0.0.0/24"):  # of which Python 3.11 knows only parts
+        return False
     # Python's versions differ in what is_global covers, so everything else that is special is said too. IPv4-mapped and
     # NAT64 addresses count as reserved.
     special = ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_loopback or ip.is_link_local
@@ -327,6 +329,7 @@ def _request(
         query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?") if parts.query else ""
         connection.request("POST", path + query, body, {"Host": _host_header(parts), "Connection": "close", **headers})
         answer = connection.getresponse()
+        _left(deadline)  # an end that the timer made looks like the end of the headers
         with answer, suppress(OSError, http.client.HTTPException):  # the status is known: the rest is courtesy
             answer.read(MAX_ANSWER)
         return answer.status, answer.getheader("Location")
