@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -65,10 +65,16 @@ class Asked(BaseModel):
 def sentence(error: ValidationError) -> str:
     """The first thing that is wrong, as one line."""
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"there is no option {name[:100]!r}: the options are {', '.join(Asked.model_fields)}"
-    return f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return describe(first["loc"], first["type"], first["msg"])
+
+
+def describe(where: Sequence[int | str], kind: str, message: str) -> str:
+    """What pydantic says is wrong with a field, as one line."""
+    # A field that may be left out is a union, whose branches are no names that anybody gave.
+    name = ".".join(str(part) for part in where if part not in ("str", "float", "int", "bool"))[:100]
+    if kind == "extra_forbidden":
+        return f"there is no {name!r}: the options are {', '.join(Asked.model_fields)}"
+    return f"{name}: {message[:1].lower()}{message[1:]}"
 
 
 def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:

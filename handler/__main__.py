@@ -1,0 +1,102 @@
+"""The whole service on one machine, a local directory in place of S3: python -m handler"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from handler import logs
+from handler.settings import Settings, get_settings
+
+#: Seconds for answers that are on their way, and for tiles that are being worked on, when the server is stopped.
+GRACE_SECONDS = 30
+_SAMPLE = Path(__file__).parents[1] / "samples" / "astronaut.jpg"
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code."""
+    try:
+        settings = get_settings()
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            name = "_".join(str(part) for part in wrong["loc"]).upper()
+            print(f"error: {name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr)
+        return 2
+    try:
+        listener = socket.create_server(
+            (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        )
+    except OSError as error:
+        print(f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    with listener:
+        try:
+            logs.setup(settings.log_level, settings.data_dir / ".logs" / "service.log" if settings.local else None)
+        except OSError as error:
+            print(f"error: cannot write to {settings.data_dir}: {error.strerror}", file=sys.stderr)
+            return 1
+        _serve(settings, listener)
+    return 0
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from handler import api
+    from handler.local import Workers
+    from handler.storage import open_storage
+
+    workers = Workers(open_storage(settings), settings) if settings.local else None
+    if workers is not None:
+        api.app.state.start = workers.put
+        workers.start()
+    api.warm(settings)
+    print(_welcome(settings, listener.getsockname()[1]), flush=True)
+    # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
+    signal.signal(signal.SIGTERM, _exit)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            api.app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # handler.guard logs requests, with their ids
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if workers is not None:
+            workers.stop(GRACE_SECONDS)
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _welcome(settings: Settings, port: int) -> str:
+    """The address, and a line to try it with."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - only compared
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    address = f"http://{host}:{port}"
+    key = '-H "X-API-Key: $API_KEY" ' if settings.api_key.get_secret_value() else ""
+    picture = _SAMPLE if _SAMPLE.is_file() else Path("photo.jpg")
+    kept = f"bucket {settings.bucket}" if settings.bucket else f"{settings.data_dir.absolute()}"
+    return (
+        f"Upscaler on {address} (pictures and jobs in {kept}; stop with Ctrl-C)\n"
+        f'  curl {key}-F "file=@{picture}" "{address}/upscale?scale=2" --output {picture.stem}-x2.jpg'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

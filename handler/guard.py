@@ -1,0 +1,190 @@
+"""What every request passes before it reaches a route: request id, key, rate and size; and what a defect becomes.
+
+Plain ASGI, so that bodies stream through and can be refused at the byte that is too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handler import problems
+from handler.problems import Problem
+from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+    from limits.strategies import RateLimiter
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a form besides the picture, and of a JSON body.
+OVERHEAD = 64 * 1024
+#: Open to everybody: they do no work, or carry a signature of their own.
+_OPEN = ("/", "/health", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
+_SIGNED = "/storage/"
+
+
+def request_ids(app: ASGIApp) -> ASGIApp:
+    """Give every request an id, Lambda's where there is one, and tell it in every answer."""
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request_id = getattr(scope.get("aws.context"), "aws_request_id", None) or str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_id)
+        finally:
+            milliseconds = round((time.perf_counter() - start) * 1000)
+            fields = {"request_id": request_id, "status": status, "milliseconds": milliseconds}
+            log.info("%s %s %s", scope["method"], scope["path"], status, extra=fields)
+
+    return outer
+
+
+def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Refuse without a key, too often, or too large; and turn whatever nobody caught into a bare 500."""
+    key = settings.api_key.get_secret_value().encode()
+    too_often = _rate_limit(settings)
+
+    def check(scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
+        if key and path not in _OPEN and not path.startswith(_SIGNED):
+            given = headers.get("x-api-key", "").encode(errors="replace")
+            if not hmac.compare_digest(given, key):
+                raise Problem("unauthorized")
+        # Looking at a job or fetching a result costs nothing: only what makes work is counted.
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not path.startswith(_SIGNED):
+            wait = too_often(scope["client"][0] if scope.get("client") else "")
+            if wait is not None:
+                detail = f"at most {settings.rate_limit.replace('/', ' requests a ')}: try again in {wait} s"
+                raise Problem("rate_limited", detail, {"Retry-After": str(wait)})
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        request_id = scope["state"]["request_id"]
+        try:
+            headers = Headers(scope=scope)
+            check(scope, headers)
+            await app(scope, _limited(receive, headers, settings.max_upload_bytes), send_and_note)
+        except Exception as error:
+            problem = problems.problem_of(error)
+            if problem is None:
+                log.exception("unexpected failure", extra={"request_id": request_id})
+                problem = Problem("internal_error")
+            if started:  # the status is out already: all that is left is to break off
+                raise
+            await problems.response(problem, request_id)(scope, receive, send)
+
+    return outer
+
+
+def _limited(receive: Receive, headers: Headers, max_upload: int) -> Receive:
+    """A `receive` that raises as soon as the body is too large, whatever Content-Length says.
+
+    Raises:
+        Problem: too_large, at once where the length is declared.
+    """
+    form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+    most = max_upload + OVERHEAD if form else OVERHEAD
+    limit = f"the input is over the limit of {max_upload if form else OVERHEAD:,} bytes"
+    declared = headers.get("content-length", "").lstrip("0")
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > most):
+        raise Problem("too_large", limit)
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            raise Problem("too_large", limit)
+        return message
+
+    return counted
+
+
+def _rate_limit(settings: Settings) -> Callable[[str], int | None]:
+    """Seconds that a client has to wait, None when it may go on. In AWS the API's usage plan does this."""
+    if not settings.local or settings.rate_limit == "none":
+        return lambda _: None
+    from limits import parse
+    from limits.storage import MemoryStorage
+    from limits.strategies import MovingWindowRateLimiter
+
+    item: RateLimitItem = parse(settings.rate_limit)
+    limiter: RateLimiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def wait(client: str) -> int | None:
+        if limiter.hit(item, client):
+            return None
+        return max(1, math.ceil(limiter.get_window_stats(item, client).reset_time - time.time()))
+
+    return wait
+
+
+class Gate:
+    """At most so many at work, and a short queue; who comes then is sent away with a time to come back.
+
+    Args:
+        working: pictures worked on at the same time.
+        waiting: requests that may queue for them.
+    """
+
+    def __init__(self, working: int, waiting: int) -> None:
+        self._working = working
+        self._room = working + waiting
+        self._slots = asyncio.Semaphore(working)
+        self._inside = 0
+        self._seconds = 0.0  # of estimated work inside
+
+    def check(self) -> None:
+        """For refusing before a body is read. Raises: Problem (busy)."""
+        if self._inside >= self._room:
+            wait = min(120, max(1, math.ceil(self._seconds / self._working)))
+            raise Problem("busy", f"too much work at the moment: try again in {wait} s", {"Retry-After": str(wait)})
+
+    @asynccontextmanager
+    async def enter(self, seconds: float) -> AsyncIterator[None]:
+        """Wait for a place to work that is estimated to take so long. Raises: Problem (busy)."""
+        self.check()
+        self._inside += 1
+        self._seconds += seconds
+        try:
+            async with self._slots:
+                yield
+        finally:
+            self._inside -= 1
+            self._seconds -= seconds

@@ -1,0 +1,39 @@
+"""Logs as JSON lines in the form of Powertools, in Lambda and on one machine."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
+
+FILE_BYTES = 5_000_000
+FILES = 4
+
+
+def setup(level: str, file: Path | None = None) -> None:
+    """Log to standard error; or everything to a file that is rotated, and only warnings, as text, to standard error.
+
+    Args:
+        level: such as "INFO".
+        file: its folder is made; `FILES` files of `FILE_BYTES` bytes are kept.
+    """
+    lines = LambdaPowertoolsFormatter(utc=True)
+    terminal: logging.Handler = logging.StreamHandler(sys.stderr)
+    handlers = [terminal]
+    if file is None:
+        terminal.setFormatter(lines)
+    else:
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rotated = RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
+        rotated.setFormatter(lines)
+        handlers.append(rotated)
+    # force: Lambda's runtime has put a handler there that would write every line a second time.
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+    for name in ("botocore", "boto3", "urllib3", "httpx", "httpcore", "mangum"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is malformed
