@@ -109,7 +109,7 @@ def _check_model(name: str, settings: Settings) -> None:
     Raises:
         core.OptionsError: with the names that there are.
     """
-    if name in models.MODELS or name == settings.model:
+    if name in models.MODELS or (settings.model and name == settings.model):
         return
     if settings.bucket and name.startswith(f"s3://{settings.bucket}/models/"):
         return

@@ -1,0 +1,177 @@
+"""Where a request runs, as a table; and options by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import core
+from core import models
+from handler import dispatch, options
+from handler.jobs import Backend
+from handler.settings import MIB, Settings
+
+GB = 10**9
+LOCAL: dict[str, Any] = {"bucket": ""}
+AWS: dict[str, Any] = {"bucket": "b"}
+WITH_BATCH: dict[str, Any] = {"bucket": "b", "batch_queue": "q", "batch_job_definition": "d"}
+REFUSED = None
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(**{"inline_seconds": 20, "lambda_seconds": 600, "lambda_memory_mb": 4096, **values})
+
+
+def estimate(seconds: float, memory: int = GB) -> core.Estimate:
+    return core.Estimate(200, 200, "compact-x2", seconds, memory, 4, 0.01, "cpu", True)
+
+
+@pytest.mark.parametrize(
+    ("where", "seconds", "memory", "expected"),
+    [
+        (LOCAL, 0, GB, Backend.INLINE),
+        (LOCAL, 20, GB, Backend.INLINE),
+        (LOCAL, 20.001, GB, Backend.LAMBDA),
+        (LOCAL, 100_000, 100 * GB, Backend.LAMBDA),
+        (LOCAL, 1, 100 * GB, Backend.INLINE),
+        (AWS, 20, GB, Backend.INLINE),
+        (AWS, 20.001, GB, Backend.LAMBDA),
+        (AWS, 600, GB, Backend.LAMBDA),
+        (AWS, 600.001, GB, REFUSED),
+        (AWS, 1, 4096 * MIB, Backend.INLINE),
+        (AWS, 1, 4096 * MIB + 1, REFUSED),
+        (WITH_BATCH, 20, GB, Backend.INLINE),
+        (WITH_BATCH, 600, 4096 * MIB, Backend.LAMBDA),
+        (WITH_BATCH, 600.001, GB, Backend.BATCH),
+        (WITH_BATCH, 1, 4096 * MIB + 1, Backend.BATCH),
+        (AWS | {"inline_seconds": 0}, 0.1, GB, Backend.LAMBDA),
+        (WITH_BATCH | {"inline_seconds": 900}, 700, GB, Backend.BATCH),
+    ],
+)
+def test_route(where: dict[str, Any], seconds: float, memory: int, expected: Backend | None) -> None:
+    if expected is REFUSED:
+        with pytest.raises(core.TooLarge, match="smaller picture"):
+            dispatch.route(estimate(seconds, memory), settings(**where))
+    else:
+        assert dispatch.route(estimate(seconds, memory), settings(**where)) is expected
+
+
+def test_plan_says_what_the_core_says() -> None:
+    plan = dispatch.plan(100, 50, "jpeg", core.Options(scale=3), settings())
+    assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x2", Backend.INLINE)
+    assert plan.cost is None
+    found = core.estimate(100, 50, core.Options(scale=3))
+    assert (plan.seconds, plan.memory, plan.tiles) == (found.seconds, found.memory, found.tiles)
+
+
+def test_plan_names_the_price_of_lambda_only() -> None:
+    plan = dispatch.plan(100, 50, "jpeg", core.Options(), settings(**AWS))
+    assert plan.cost == pytest.approx(plan.seconds * 4 * dispatch.LAMBDA_GIB_SECOND)
+    assert dispatch.plan(100, 50, "jpeg", core.Options(), settings(**WITH_BATCH, lambda_seconds=0)).cost is None
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "asked", "error"),
+    [
+        (1001, 1000, core.Options(), core.TooLarge),
+        (1000, 1000, core.Options(scale=2.1), core.TooLarge),
+        (10, 10, core.Options(width=5), core.OptionsError),
+        (10, 10, core.Options(width=81), core.OptionsError),
+        (1, 9000, core.Options(scale=2, format="webp"), core.OptionsError),
+    ],
+)
+def test_plan_refuses(width: int, height: int, asked: core.Options, error: type[Exception]) -> None:
+    limited = settings(max_pixels=1_000_000, max_output_pixels=4_000_000)
+    assert dispatch.plan(1000, 1000, "png", core.Options(), limited)
+    with pytest.raises(error):
+        dispatch.plan(width, height, "png", asked, limited)
+
+
+def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(hub_id: str, files: tuple[str, ...]) -> None:
+        raise core.ModelError("offline")
+
+    monkeypatch.setattr(models, "_snapshot", offline)
+    plan = dispatch.plan(64, 64, "png", core.Options(model="nobody/nothing"), settings())
+    assert plan.model == "caidas/swin2SR-classical-sr-x2-64" or plan.model == "swin2sr-classical-x2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "values", "expected"),
+    [
+        ({}, {}, core.Options()),
+        ({"scale": "2.5", "exact": "true"}, {}, core.Options(scale=2.5, exact=True)),
+        ({"scale": 3, "quality": 80, "format": "webp"}, {}, core.Options(scale=3, quality=80, format="webp")),
+        ({"width": "640"}, {}, core.Options(width=640)),
+        ({}, {"model": "swin2sr-classical-x4"}, core.Options(model="swin2sr-classical-x4")),
+        ({"model": "compact-x2"}, {"model": "swin2sr-classical-x4"}, core.Options(model="compact-x2")),
+        ({"model": "owner/name"}, {}, core.Options(model="owner/name")),
+        ({"model": "s3://b/models/x"}, AWS, core.Options(model="s3://b/models/x")),
+        ({"model": "/srv/model"}, {"model": "/srv/model"}, core.Options(model="/srv/model")),
+        ({}, {"tile_size": 256, "tile_overlap": 16}, core.Options(tile=256, halo=16)),
+        ({"exact": True}, {"tile_overlap": 16}, core.Options(exact=True)),
+        ({}, {"output_format": "png", "output_quality": 70}, core.Options(format="png", quality=70)),
+        ({"format": "jpeg", "quality": 90}, {"output_format": "png"}, core.Options(format="jpeg", quality=90)),
+    ],
+)
+def test_options(asked: dict[str, object], values: dict[str, Any], expected: core.Options) -> None:
+    assert options.parse(asked, settings(**values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"scale": 0}, "scale must be more than 1 and at most 8, not 0"),
+        ({"scale": "9"}, "scale must be more than 1 and at most 8, not 9"),
+        ({"scale": "nan"}, "scale must be more than 1"),
+        ({"scale": "much"}, "scale: input should be a valid number"),
+        ({"scale": 2, "width": 100}, "either scale or width/height"),
+        ({"quality": 0}, "quality must be from 1 to 100"),
+        ({"format": "gif"}, "format must be one of jpeg, png"),
+        ({"exact": "perhaps"}, "exact: input should be a valid boolean"),
+        ({"size": 3}, "there is no 'size': the options are model, scale"),
+        ({"tile": 3}, "there is no 'tile'"),
+        ({"model": ""}, "no model ''"),
+        ({"model": "/etc"}, "no model '/etc'"),
+        ({"model": "../x"}, "no model '../x'"),
+        ({"model": "core/weights"}, "no model 'core/weights'"),
+        ({"model": "s3://b/models/x"}, "no model 's3://b/models/x'"),
+        ({"model": "lanczos"}, "no model 'lanczos'"),
+        ({"model": "a/b\n"}, "no model"),
+    ],
+)
+def test_options_refused(asked: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models.WEIGHTS.parents[1])  # where core/weights is a directory
+    with pytest.raises(core.OptionsError) as caught:
+        options.parse(asked, settings())
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_is_no_door_to_other_buckets() -> None:
+    for name in ("s3://other/models/x", "s3://b/uploads/x", "s3://b/modelsx/y"):
+        with pytest.raises(core.OptionsError):
+            options.parse({"model": name}, settings(**AWS))
+
+
+@pytest.mark.parametrize(
+    ("filename", "asked", "format", "expected"),
+    [
+        ("photo.jpg", core.Options(), "jpeg", "photo-x2.jpg"),
+        ("photo.JPEG", core.Options(scale=3.5), "jpeg", "photo-x3.5.JPEG"),
+        ("photo.jpg", core.Options(), "png", "photo-x2.png"),
+        ("photo", core.Options(width=640), "tiff", "photo-640x.tif"),
+        ("a/b/../photo.png", core.Options(width=640, height=480), "png", "photo-640x480.png"),
+        ("été 1.webp", core.Options(), "webp", "été 1-x2.webp"),
+        ("", core.Options(), "bmp", "image-x2.bmp"),
+    ],
+)
+def test_result_name(filename: str, asked: core.Options, format: str, expected: str) -> None:
+    assert options.result_name(filename, asked, format) == expected
+
+
+def test_long_names_keep_their_suffix() -> None:
+    name = options.result_name("x" * 10_000 + ".jpg", core.Options(), "png")
+    assert name.endswith(".png")
+    assert len(name.encode()) <= 200
