@@ -38,7 +38,7 @@ class Model:
         net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), in evaluation mode.
         device: where it runs.
         dtype: what it computes in.
-        tile: largest region side that is known to fit, in pixels; lowered when one did not.
+        side: largest side of a region, halo included, that may be tried, in pixels; lowered when one did not fit.
         notes: what had to be redone, one line each, newest last.
     """
 
@@ -46,7 +46,7 @@ class Model:
     net: nn.Module
     device: torch.device
     dtype: torch.dtype
-    tile: int
+    side: int
     notes: list[str] = field(default_factory=list)
 
 
@@ -214,7 +214,7 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
         OutOfMemory: a tile of the smallest size does not fit on the CPU.
     """
     height, width = pixels.shape[:2]
-    rows = tiling.plan(height, width, min(job.tile, model.tile), job.halo, model.spec.window)
+    rows = tiling.plan(height, width, min(job.tile, model.side - 2 * job.halo), job.halo, model.spec.window)
     total, done = sum(map(len, rows)), 0
     if progress:
         progress(0, total)
@@ -235,9 +235,9 @@ def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> I
     """One tile, in as many parts as memory makes necessary."""
     height, width = pixels.shape[:2]
     window = model.spec.window
-    side = max(tile.rows.size, tile.columns.size)
-    if side > max(model.tile, tiling.smallest_tile(job.halo, window)):
-        for part in tiling.split(tile, height, width, model.tile, job.halo, window):
+    side, smallest = max(tile.rows.size, tile.columns.size), tiling.region_side(window, job.halo, window)
+    if side > max(model.side, smallest):
+        for part in tiling.split(tile, height, width, model.side - 2 * job.halo, job.halo, window):
             yield from _infer_parts(model, pixels, job, part)
         return
     try:
@@ -251,7 +251,7 @@ def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> I
         return
     # Outside of the handler, so that the traceback no longer holds the failed tile's tensors.
     del failure
-    _make_room(model, side, tiling.smallest_tile(job.halo, window))
+    _make_room(model, side, smallest)
     yield from _infer_parts(model, pixels, job, tile)
 
 
@@ -260,8 +260,8 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     if side > smallest:
-        model.tile = max(smallest, tiling.round_up(side // 2, model.spec.window))
-        model.notes.append(f"out of memory with a tile of {side} px, redone with {model.tile} px")
+        model.side = max(smallest, side * 3 // 4)
+        model.notes.append(f"out of memory with a tile of {side} px, halo included; redone with {model.side} px")
     elif model.device.type != "cpu":
         model.device, model.dtype = torch.device("cpu"), pick_dtype(torch.device("cpu"))
         model.net = model.net.to(device=model.device, dtype=model.dtype)

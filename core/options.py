@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from core.errors import OptionsError
 
 #: Output formats by their names in options, with Pillow's name.
-FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}
+FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
 MAX_SCALE = 8.0
 
 
@@ -21,12 +21,15 @@ class Options:
         scale: factor of both sides, 1 < scale <= 8, fractions allowed; None means 2 unless width or height is given.
         width: exact output width in pixels; alone, the height follows the proportions. Excludes scale.
         height: exact output height in pixels; alone, the width follows the proportions. Excludes scale.
-        tile: side in pixels of the input that goes through the network at once, halo included; None chooses.
+        tile: side in pixels of the input that is upscaled at once, halo not counted; None chooses.
         halo: context in pixels around a tile's own part; None chooses (see `exact`).
         exact: halo of at least the model's receptive field, so that tiles equal the untiled result.
         device: "auto", "cpu" or "cuda".
         format: one of `FORMATS`; None keeps the input's format.
-        quality: 1 to 100 for JPEG and WebP; None chooses.
+        quality: 1 to 100 for JPEG, WebP and AVIF; None chooses by the input (see `core.encode`).
+        strip: leave out everything but pixels and colour profile: EXIF, XMP, IPTC, resolution, texts.
+        drop_gps: leave out where the picture was taken.
+        keep_size: keep the printed size: more dots an inch. Otherwise the number of dots an inch is kept.
 
     Raises:
         OptionsError: a value outside its range, or a combination that contradicts itself.
@@ -42,6 +45,9 @@ class Options:
     device: str = "auto"
     format: str | None = None
     quality: int | None = None
+    strip: bool = False
+    drop_gps: bool = False
+    keep_size: bool = False
 
     def __post_init__(self) -> None:
         if self.scale is not None:
@@ -97,13 +103,24 @@ class Limits:
 
     Attributes:
         input_bytes: size of the encoded input.
-        input_pixels: width * height of the input, from its header.
-        output_pixels: width * height of the result.
+        input_pixels: width * height of the input, from its header, all frames or pages together.
+        output_pixels: width * height of the result, all frames or pages together.
+        frames: frames of an animation, or pages.
+        side: longer side of the input.
+        worker: decode in a process of its own, where a crash, a hang or a blow-up of the decoder ends only that
+            process; for pictures of strangers (Linux and macOS).
+        worker_seconds: CPU time that it may take for one picture.
+        worker_bytes: memory that it may take for one picture.
     """
 
     input_bytes: int = 1_000_000_000
     input_pixels: int = 250_000_000
     output_pixels: int = 1_000_000_000
+    frames: int = 1_000
+    side: int = 200_000
+    worker: bool = False
+    worker_seconds: int = 60
+    worker_bytes: int = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,7 @@ class Result:
         seconds: decode to encode; model loading not counted.
         load_seconds: spent loading the model; 0 when it was warm.
         notes: one line for each thing worth knowing (a tile redone smaller, for example).
+        frames: of the animation, or pages; 1 for a single picture.
     """
 
     data: bytes | None
@@ -168,3 +186,4 @@ class Result:
     seconds: float
     load_seconds: float
     notes: tuple[str, ...] = ()
+    frames: int = 1

@@ -44,9 +44,9 @@ def round_up(value: int, window: int) -> int:
     return -(-value // window) * window
 
 
-def smallest_tile(halo: int, window: int) -> int:
-    """The smallest region side that still owns a window in the middle of a picture, in pixels."""
-    return 2 * round_up(halo, window) + window
+def region_side(tile: int, halo: int, window: int) -> int:
+    """Side of the region that a tile in the middle of a picture is computed from, in pixels."""
+    return max(window, tile // window * window) + 2 * round_up(halo, window)
 
 
 def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: int | None = None) -> list[Span]:
@@ -54,7 +54,7 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
 
     Args:
         length: of the whole axis, in pixels; at least 1.
-        tile: wished side of a region; raised to `smallest_tile` and lowered to what is needed.
+        tile: largest owned length, halo not counted; a window at least.
         halo: context that every owned pixel gets on both sides, except beyond the picture's edges.
         window: grid of the model; origins and sizes are multiples of it.
         start: first pixel to cover; a multiple of the window.
@@ -66,7 +66,7 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
     # Context that lies beyond the picture does not exist: [low, high) is all that can influence [start, stop).
     low, high = max(0, start - halo), min(padded, round_up(stop, window) + halo)
     need = high - low
-    size = min(need, max(tile // window * window, smallest_tile(halo, window)))
+    size = min(need, region_side(tile, halo, window))
     if size == need:
         return [Span(start, stop, low, size)]
     count = 1 + -(-(need - size) // (size - 2 * halo))
@@ -88,7 +88,7 @@ def plan(height: int, width: int, tile: int, halo: int, window: int) -> list[lis
     Args:
         height: of the picture, pixels.
         width: of the picture, pixels.
-        tile: wished side of a region, pixels.
+        tile: largest owned side, pixels.
         halo: context around the owned part, pixels.
         window: the model's grid, pixels.
     """
