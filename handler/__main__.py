@@ -64,6 +64,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         uvicorn.Config(
             api.app,
             lifespan="off",
+            ws="none",
             log_config=None,
             access_log=False,  # handler.guard logs requests, with their ids
             server_header=False,

@@ -95,6 +95,8 @@ _UPSCALE_HEADERS = {
 }
 _LOCATION = {"Location": {"description": "Where it is; may be relative to this URL.", "schema": {"type": "string"}}}
 
+#: What can be wrong with any JSON body.
+_JSON_CODES = ("malformed_request", "unsupported_media_type", "bad_request")
 #: OpenAPI: the body of POST /upscale.
 _FORM = {
     "required": True,
@@ -399,7 +401,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         response_model=JobView,
         responses={
             201: {"headers": _LOCATION},
-            **documented("malformed_request", "too_large", "bad_options", "bad_request", "bad_webhook"),
+            **documented(*_JSON_CODES, "too_large", "bad_options", "bad_webhook"),
         },
     )
     def create_job(request: Request, wanted: JobRequest) -> Response:
@@ -418,9 +420,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         responses={
             200: {"description": "The job was there already.", "headers": _LOCATION, "model": JobView},
             201: {"headers": _LOCATION},
-            **documented(
-                "malformed_request", "conflict", "too_large", "bad_options", "bad_request", "bad_webhook", "invalid_id"
-            ),
+            **documented(*_JSON_CODES, "conflict", "too_large", "bad_options", "bad_webhook", "invalid_id"),
         },
     )
     def create_job_with_id(request: Request, id: JobId, wanted: JobRequest) -> Response:
@@ -497,7 +497,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         summary="What a picture would take",
         tags=["upscale"],
         response_model=jobs.Estimate,
-        responses=documented("malformed_request", "too_large", "bad_options", "bad_request"),
+        responses=documented(*_JSON_CODES, "too_large", "bad_options"),
     )
     def estimate(wanted: EstimateRequest) -> jobs.Estimate:
         """Where the work would run, its seconds, memory, and cost, and the size of the result."""
@@ -547,7 +547,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             max_age=3600,
         )
     app.add_middleware(guard.request_ids)
-    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(_openapi, app, bool(settings.api_key.get_secret_value()))  # type: ignore[method-assign]
     return app
 
 
@@ -716,7 +716,7 @@ def _version() -> str:
         return "0"
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, with_key: bool) -> dict[str, Any]:
     """The description, with what FastAPI cannot know: the schema of problems, and headers that every answer has."""
     if app.openapi_schema is None:
         found = get_openapi(
@@ -727,6 +727,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             license_info=app.license_info,
         )
         found["components"]["schemas"]["Problem"] = problems.ProblemDetails.model_json_schema()
+        if with_key:
+            scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+            found["components"]["securitySchemes"] = {"ApiKey": scheme}
+            found["security"] = [{"ApiKey": []}]
         request_id = {"description": "Names this request in the logs.", "schema": {"type": "string"}}
         for path in found["paths"].values():
             for operation in path.values():

@@ -59,7 +59,7 @@ CODES: Mapping[str, Code] = {
     "already_final": Code(409, "the job has succeeded already", "A job that has ended cannot be cancelled."),
     "too_large": Code(413, "the input is over the limit of 209,715,200 bytes", "Too many bytes or pixels."),
     "unsupported_media_type": Code(
-        415, "send a multipart/form-data form with the picture as the part 'file'", "Not a multipart form."
+        415, "send a multipart/form-data form with the picture as the part 'file'", "Not of the type expected."
     ),
     "bad_options": Code(
         422, "scale must be more than 1 and at most 8, not 9", "Unknown options, bad values, or a contradiction."
@@ -167,6 +167,8 @@ def _invalid(error: RequestValidationError) -> Problem:
     where, *path = (str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
         return Problem("malformed_request", "the body is not JSON")
+    if where == "body" and not path and isinstance(error.body, bytes):
+        return Problem("unsupported_media_type", "send JSON, with the header Content-Type: application/json")
     if where == "path":
         return Problem("invalid_id")
     if path[:1] == ["options"] or (where == "query" and path[:1] != ["token"]):
