@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -33,7 +34,8 @@ def main() -> int:
             (settings.host, settings.port), family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         )
     except OSError as error:
-        print(f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
+        why = os.strerror(error.errno) if error.errno else error  # socket adds the address to strerror once more
+        print(f"error: cannot listen on {settings.host} port {settings.port}: {why}", file=sys.stderr)
         return 1
     with listener:
         try:

@@ -24,7 +24,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import jobs, worker
+from handler import jobs, logs, worker
 from handler.jobs import Backend, InvalidId, Job, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(error, file=sys.stderr)
         return USAGE
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.setup(settings.log_level)
     stopped = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:

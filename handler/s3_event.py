@@ -11,6 +11,7 @@ what a repetition can help is reported as a failure: a store or Batch that does 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,8 @@ WEBHOOK_SECONDS = 45.0
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
 metrics = Metrics(namespace="Upscaler", service="upscaler")
-copy_config_to_registered_loggers(source_logger=logger, include={"handler.jobs", "handler.webhook", "handler.worker"})
+if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:  # elsewhere logging belongs to whoever imports this
+    copy_config_to_registered_loggers(logger, include={"handler.jobs", "handler.webhook", "handler.worker"})
 
 
 class TryAgain(Exception):

@@ -22,7 +22,7 @@ from typing import TypeVar
 import core
 from core import image
 from handler import dispatch, jobs, options, s3_models, webhook
-from handler.jobs import Backend, Job, Picture, State, WebhookState
+from handler.jobs import Backend, Job, Picture, Progress, State, WebhookState
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError, Unavailable
 from handler.workspace import workspace
@@ -255,7 +255,7 @@ def _work(this: _Try) -> Job:
         raise _TooMuchHere("worker_lost", "workers were lost on this job, probably out of memory: try a smaller scale")
     start = time.perf_counter()
     asked = options.parse(job.options, settings)
-    chosen, missing = _with_local_model(asked, settings)
+    chosen, missing = with_local_model(asked, settings)
     header = this.patiently(lambda: _probe(storage, job.input.key, settings))
     _plan(this, header, chosen)
 
@@ -308,7 +308,7 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
         core.TooLarge, core.OptionsError: no place is.
     """
     estimate = dispatch.plan(header.width, header.height, header.format, chosen, this.settings)
-    known: dict[str, object] = {"estimate": estimate}
+    known: dict[str, object] = {"estimate": estimate, "progress": Progress(total=estimate.tiles)}
     if this.batch_job_id:
         known["batch_job_id"] = this.batch_job_id
     seen: dict[str, object] = {"bytes": header.bytes, "width": header.width, "height": header.height}
@@ -326,7 +326,7 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
         raise _Stopped
 
 
-def _with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
+def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
     """The options with an S3 prefix replaced by a directory, and why that could not be done (empty when it was)."""
     if asked.model is None or not asked.model.startswith(s3_models.SCHEME):
         return asked, ""

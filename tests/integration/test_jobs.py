@@ -518,6 +518,11 @@ def test_writes_whose_answer_was_lost_are_recognised(local: LocalStorage, clock:
     clock.sleep(5)
     job = jobs.progress(liar, jobs.renew(liar, job, LEASE, clock=clock), 1, 2, clock=clock)
     assert job.progress.done == 1
+
+    def count(job: Job) -> Job:
+        return job.model_copy(update={"timings": {"changes": job.timings.get("changes", 0) + 1}})
+
+    assert jobs.change(liar, id, count, clock=clock).timings == {"changes": 1}
     assert jobs.succeed(liar, job, written(local, job), model_used="m", clock=clock).state is State.SUCCEEDED
     assert local.get(f"results/{id}/1/photo-x2.png")[0] == b"result"
 
@@ -555,7 +560,7 @@ def test_killed_at_any_moment(local: LocalStorage, clock: Time) -> None:
     steps = len(undisturbed.calls)
     assert steps > 10
     moments: list[list[tuple[int, str]]] = [[(n, when)] for n in range(steps) for when in ("before", "after")]
-    moments += [[(n, "after"), (m, "after")] for n in range(steps) for m in range(n % 3, steps, 3)]
+    moments += [[(n, "after"), (m, "after")] for n in range(steps) for m in range(n % 5, steps, 5)]
     for number, kills in enumerate(moments):
         key = f"uploads/{number}.jpg"
         for at, when in kills:
