@@ -1,0 +1,133 @@
+"""What the tests of workers and events share: small jobs, a store that fails on demand, Lambda's context."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import JsonValue
+
+from handler import jobs
+from handler.jobs import Job, Request
+from handler.settings import Settings
+from handler.storage import Storage, Unavailable
+from handler.workspace import PREFIX
+
+EVENTS = Path(__file__).parents[1] / "events"
+TTL = timedelta(days=1)
+#: No pause between repetitions of a storage call.
+AT_ONCE = (0.0, 0.0, 0.0)
+
+
+def picture(width: int = 24, height: int = 16, *, format: str = "PNG", seed: int = 0) -> bytes:
+    """A small picture with something in it everywhere."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format)
+    return stream.getvalue()
+
+
+def configured(folder: Path, **values: Any) -> Settings:
+    """Settings of local mode, or of S3 where `bucket` is among the values."""
+    return Settings(**{"data_dir": folder / "data", "bucket": "", "warm_model": "none", **values})
+
+
+def queued(
+    storage: Storage, data: bytes, name: str = "photo.png", webhook: str | None = None, **options: JsonValue
+) -> Job:
+    """A job whose upload has arrived."""
+    request = Request(filename=name, content_type="image/png", bytes=len(data), options=options, webhook=webhook)
+    job, _ = jobs.put(storage, str(uuid.uuid4()), request, ttl=TTL)
+    storage.put(job.input.key, data, "image/png")
+    return jobs.uploaded(storage, job.id)
+
+
+def result(storage: Storage, job: Job) -> bytes:
+    """The bytes of a job's result."""
+    assert job.output is not None, job
+    return storage.get(job.output.key)[0]
+
+
+def results(storage: Storage, job: Job) -> list[str]:
+    """Keys of everything that lies where the job's results go."""
+    return sorted(found.key for found in storage.list(f"results/{job.id}/"))
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """Working folders that nobody removed."""
+    return list(folder.glob(f"{PREFIX}*"))
+
+
+def event(name: str) -> dict[str, Any]:
+    """One of tests/events."""
+    found: dict[str, Any] = json.loads((EVENTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+@dataclass
+class Failing:
+    """A store that fails as often as it is told to; `times` maps a method and the beginning of a key to a count."""
+
+    storage: Storage
+    times: dict[tuple[str, str], float] = field(default_factory=dict)
+    failed: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.storage, name)
+        if not callable(real):
+            return real
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            key = next((value for value in arguments if isinstance(value, str)), "")
+            for (method, prefix), left in self.times.items():
+                if name == method and key.startswith(prefix) and left > 0:
+                    self.times[method, prefix] = left - 1
+                    self.failed += 1
+                    raise Unavailable(f"the store failed: {name} 503")
+            return real(*arguments, **named)
+
+        return call
+
+
+@dataclass
+class Context:
+    """Lambda's context; `seconds` is how long the invocation may still take."""
+
+    seconds: float = 900.0
+    function_name: str = "uploads"
+    memory_limit_in_mb: int = 3008
+    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:uploads"
+    aws_request_id: str = "52fdfc07-2182-454f-963f-5f0f9a621d72"
+    asked: int = 0
+    ends_after: int | None = None
+
+    def get_remaining_time_in_millis(self) -> int:
+        """As Lambda's; `ends_after` so many questions, one second is left."""
+        self.asked += 1
+        if self.ends_after is not None and self.asked > self.ends_after:
+            return 1000
+        return int(self.seconds * 1000)
+
+
+def wait_for(condition: Any, what: str) -> None:
+    """Wait until a function says yes; the limit is only there to end a test that hangs."""
+    for _ in _tries(60):
+        if condition():
+            return
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def _tries(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.02)
