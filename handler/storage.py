@@ -264,8 +264,8 @@ class S3Storage:
                 connect_timeout=min(self._timeout, 5.0),
                 read_timeout=self._timeout,
                 retries={"mode": "standard", "total_max_attempts": self._attempts},
-                # Other servers rarely have a name for each bucket.
-                s3={"addressing_style": "path" if self.endpoint_url else "virtual"},
+                # Other servers rarely have a host name for each bucket.
+                s3={"addressing_style": "path" if self.endpoint_url else "auto"},
             ),
         )
 
