@@ -11,6 +11,7 @@ what a repetition can help is reported as a failure: a store or Batch that does 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -42,7 +43,8 @@ logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
 metrics = Metrics(namespace="Upscaler", service="upscaler")
 if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:  # elsewhere logging belongs to whoever imports this
-    copy_config_to_registered_loggers(logger, include={"handler.jobs", "handler.webhook", "handler.worker"})
+    logging.getLogger("handler")  # its children are registered, it is not
+    copy_config_to_registered_loggers(logger, include={"handler"})
 
 
 class TryAgain(Exception):
