@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 import core
 from handler import jobs, storage, webhook
@@ -50,7 +51,9 @@ CODES: Mapping[str, Code] = {
     "no_such_path": Code(404, "there is nothing here: see /docs", "No such path."),
     "job_not_found": Code(404, "there is no job with this id, or it has expired", "No such job, or an expired one."),
     "not_found": Code(404, "what the link leads to has expired", "The stored file is gone."),
-    "method_not_allowed": Code(405, "DELETE is not for this path: see /docs", "The path has no such method."),
+    "method_not_allowed": Code(
+        405, "this path has no such method: see the header Allow", "The path has no such method."
+    ),
     "conflict": Code(
         409, "this id was used for another request: choose a new one", "The id belongs to another request."
     ),
@@ -78,6 +81,9 @@ CODES: Mapping[str, Code] = {
     "storage_unavailable": Code(503, "the storage does not answer: try again in 5 s", "S3 fails or is too slow."),
 }
 
+#: As RFC 9110 names them; Python 3.11 has older names.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
 
 class Problem(HTTPException):
     """An error with one of `CODES`; raised anywhere, it becomes the answer.
@@ -99,7 +105,7 @@ class ProblemDetails(BaseModel):
     model_config = ConfigDict(title="Problem")
 
     type: str = Field(description="Always about:blank: the code says more.", examples=["about:blank"])
-    title: str = Field(description="The name of the status.", examples=["Unprocessable Entity"])
+    title: str = Field(description="The name of the status.", examples=["Unprocessable Content"])
     status: int = Field(description="The HTTP status.", examples=[422])
     detail: str = Field(description="One sentence for people.")
     code: str = Field(description="Stable name for programs.")
@@ -110,7 +116,7 @@ def body(problem: Problem, request_id: str) -> dict[str, Any]:
     """The JSON of a problem."""
     return ProblemDetails(
         type="about:blank",
-        title=HTTPStatus(problem.status_code).phrase,
+        title=_TITLES.get(problem.status_code) or HTTPStatus(problem.status_code).phrase,
         status=problem.status_code,
         detail=problem.detail,
         code=problem.code,
@@ -184,7 +190,7 @@ def _from_framework(error: HTTPException) -> Problem:
     if error.status_code == 404:
         return Problem("no_such_path")
     if error.status_code == 405:
-        return Problem("method_not_allowed", "this path has no such method: see /docs", error.headers)
+        return Problem("method_not_allowed", headers=error.headers)
     return Problem("malformed_request", "the request cannot be read")
 
 
@@ -192,6 +198,11 @@ def install(app: FastAPI) -> None:
     """Make every expected exception a problem; unexpected ones are caught in `handler.guard`, at the outside."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            # The framework knows only the first route of the path.
+            found = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+            methods = sorted({method for route in found for method in getattr(route, "methods", None) or ()})
+            error = Problem("method_not_allowed", headers={"Allow": ", ".join(methods)})
         problem = problem_of(error)
         if problem is None:  # pragma: no cover - the handlers are registered for what problem_of knows
             raise error

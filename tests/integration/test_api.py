@@ -534,6 +534,7 @@ def test_paths_and_methods_that_are_not(client: httpx.Client) -> None:
     refused = client.delete("/health")
     check_problem(refused, 405, "method_not_allowed")
     assert refused.headers["allow"] == "GET"
+    assert client.post(f"/jobs/{UUID}").headers["allow"] == "DELETE, GET, PUT"
 
 
 def test_the_key(tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""`python -m handler` as a process: its start, its end, its crash, and too much work."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from handler import jobs
+from handler.storage import LocalStorage
+from handler.workspace import PREFIX
+from tests.unit.pictures import corners, saved
+
+ROOT = Path(__file__).parents[2]
+SMALL = saved(corners(), "PNG")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process.
+
+    Attributes:
+        process: of the server.
+        data: its DATA_DIR.
+        welcome: what it printed.
+        client: knows its address.
+    """
+
+    process: subprocess.Popen[str]
+    data: Path
+    welcome: str
+    client: httpx.Client
+
+    def peak_memory(self) -> int:
+        """Bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+
+def start(folder: Path, **settings: str) -> subprocess.Popen[str]:
+    """The server on a free port, all of its files under the folder."""
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(temporary),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "DATA_DIR": str(folder / "data"),
+        "PORT": "0",
+        **settings,
+    }
+    command = [sys.executable, "-m", "handler"]
+    with (folder / "stderr").open("a") as stderr:
+        return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
+
+
+@contextmanager
+def running(folder: Path, **settings: str) -> Iterator[Running]:
+    process = start(folder, **settings)
+    try:
+        assert process.stdout
+        welcome = process.stdout.readline() + process.stdout.readline()
+        found = re.search(r"http://\S+:\d+", welcome)
+        assert found, (folder / "stderr").read_text()
+        with httpx.Client(base_url=found[0], timeout=120, trust_env=False) as client:
+            yield Running(process, folder / "data", welcome, client)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("server"), RATE_LIMIT="none") as found:
+        yield found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def test_the_printed_curl_line_works(server: Running, tmp_path: Path) -> None:
+    line = server.welcome.splitlines()[1].strip()
+    assert line.startswith("curl ")
+    subprocess.run(["sh", "-c", f"{line} -sS --noproxy '*'"], cwd=tmp_path, check=True)
+    [made] = tmp_path.iterdir()
+    with Image.open(made) as picture, Image.open(ROOT / "samples" / "astronaut.jpg") as sample:
+        assert picture.size == (2 * sample.width, 2 * sample.height)
+
+
+def test_forty_calls_at_once(server: Running) -> None:
+    """All are answered or sent away with a time to come back, and bodies wait on disk, not in memory."""
+    weight = 4_000_000
+    noise = np.random.default_rng(0).integers(0, 256, weight, np.uint8).tobytes()
+    body = saved(corners(60, 80), "JPEG") + noise  # decoders stop at the end of the picture
+    before = server.peak_memory()
+
+    def call(number: int) -> httpx.Response:
+        return server.client.post("/upscale", files={"file": (f"{number}.jpg", body)})
+
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(call, range(40)))
+    for answer in answers:
+        if answer.status_code == 200:
+            assert Image.open(io.BytesIO(answer.content)).size == (160, 120)
+        else:
+            assert answer.status_code in (429, 503)
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["code"] in ("rate_limited", "busy")
+    assert any(answer.status_code == 200 for answer in answers)
+    assert server.peak_memory() - before < 40 * weight
+    assert call(0).status_code == 200  # and it goes on
+    assert not list((server.data.parent / "tmp").iterdir())
+
+
+def test_the_log_is_json_lines_with_request_ids(server: Running) -> None:
+    id = server.client.get("/health").headers["x-request-id"]
+    lines = [json.loads(line) for line in (server.data / ".logs" / "service.log").read_text().splitlines()]
+    [line] = [line for line in lines if line.get("request_id") == id]
+    assert (line["message"], line["status"], line["level"]) == ("GET /health 200", 200, "INFO")
+
+
+def large_job(client: httpx.Client) -> str:
+    """A job of many tiles that has begun; its id."""
+    body = {"file": ("large.png", saved(corners(400, 400), "PNG"))}
+    id: str = client.post("/upscale?format=bmp", files=body, headers={"prefer": "respond-async"}).json()["id"]
+    wait_until(lambda: client.get(f"/jobs/{id}").json()["state"] == "running")
+    return id
+
+
+QUICK = {"LEASE_SECONDS": "1", "TILE_SIZE": "96", "WARM_MODEL": "none"}
+
+
+def test_what_a_crash_leaves_is_taken_up_again(tmp_path: Path) -> None:
+    with running(tmp_path, **QUICK) as first:
+        job = large_job(first.client)
+        waiting = first.client.post(
+            "/upscale", files={"file": ("a.png", SMALL)}, headers={"prefer": "respond-async"}
+        ).json()["id"]
+        announced = first.client.post("/jobs", json={"filename": "a.png", "content_type": "image/png"}).json()
+        first.process.kill()
+        first.process.wait()
+    # As if the kill had come between an upload and the change of its job.
+    LocalStorage(first.data).put(announced["input"]["key"], SMALL, "image/png")
+    left = tmp_path / "tmp" / f"{PREFIX}left"
+    left.mkdir(exist_ok=True)
+    unfinished = first.data / ".tmp" / "unfinished"
+    unfinished.write_bytes(b"half")
+    with running(tmp_path, **QUICK) as second:
+        for id in (job, waiting, announced["id"]):
+            wait_until(lambda id=id: jobs.get(LocalStorage(second.data), id).state.final)  # type: ignore[misc]
+            assert second.client.get(f"/jobs/{id}").json()["state"] == "succeeded"
+        result = second.client.get(f"/jobs/{job}/result", follow_redirects=True)
+        assert Image.open(io.BytesIO(result.content)).size == (800, 800)
+        results = [path for path in (second.data / "results" / job).rglob("*") if path.is_file()]
+        assert len(results) == 1
+    assert not left.exists()
+    assert not unfinished.exists()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_stopping_hands_a_running_job_back(tmp_path: Path) -> None:
+    with running(tmp_path, **QUICK) as server:
+        job = large_job(server.client)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert jobs.get(LocalStorage(server.data), job).state is jobs.State.QUEUED
+        assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_has_expired_is_swept_away_at_the_start(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "data")
+    for key in ("results/old/1/x.png", "results/new/1/x.png"):
+        storage.put(key, b"x", "image/png")
+    old = time.time() - 8 * 24 * 3600
+    os.utime(tmp_path / "data" / "results" / "old" / "1" / "x.png", (old, old))
+    with running(tmp_path, WARM_MODEL="none"):
+        wait_until(lambda: not (tmp_path / "data" / "results" / "old").exists())
+    assert (tmp_path / "data" / "results" / "new" / "1" / "x.png").exists()
+
+
+def ends(folder: Path, **settings: str) -> tuple[int, str]:
+    process = start(folder, **settings)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, (folder / "stderr").read_text()
+
+
+def test_a_setting_that_is_wrong_is_named(tmp_path: Path) -> None:
+    code, said = ends(tmp_path, INLINE_SECONDS="soon")
+    assert code == 2
+    assert re.fullmatch(r"error: INLINE_SECONDS: .*number.*\n", said)
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = ends(tmp_path, PORT=str(port))
+    assert code == 1
+    assert said == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_logs_rotate(tmp_path: Path) -> None:
+    """In a process of its own, for it takes over the root logger."""
+    code = f"""
+import logging, pathlib
+from handler import logs
+logs.FILE_BYTES = 2000
+logs.setup("INFO", pathlib.Path({str(tmp_path / "log")!r}) / "service.log")
+for number in range(1000): logging.getLogger("handler").info("line %d", number)
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={"PATH": "", "TMPDIR": tempfile.gettempdir()}
+    )
+    files = list((tmp_path / "log").iterdir())
+    assert len(files) == 4
+    assert all(0 < file.stat().st_size <= 2000 for file in files)
+    assert "line 999" in (tmp_path / "log" / "service.log").read_text()

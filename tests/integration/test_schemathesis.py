@@ -1,0 +1,25 @@
+"""The running service against its own description, with requests that schemathesis makes up from it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.integration.conftest import binary
+from tests.integration.test_local_server import running
+
+
+def test_the_service_is_what_it_describes(tmp_path: Path) -> None:
+    """No 5xx, nothing undescribed in an answer, and what the description forbids is refused."""
+    program = binary("st")
+    # Not `positive_data_acceptance`: that scale excludes width, and that a file is a picture, no schema says.
+    how = ["--phases=examples,coverage,fuzzing", "--exclude-checks=positive_data_acceptance", "--no-color"]
+    with running(tmp_path, RATE_LIMIT="none", WARM_MODEL="none") as server:
+        done = subprocess.run(
+            [program, "run", f"{server.client.base_url}/openapi.json", "--max-examples=10", "--seed=1", *how],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+    assert done.returncode == 0, done.stdout
+    assert "Tested: 9" in done.stdout
