@@ -386,6 +386,21 @@ def test_links_expire(linked: Storage, tmp_path: Path) -> None:
     assert linked.get(key)[0] == b"old"
 
 
+@pytest.mark.usefixtures("aws_environment")
+@pytest.mark.parametrize(
+    ("bucket", "start"),
+    [
+        ("pictures", "https://pictures.s3.eu-west-1.amazonaws.com/"),
+        ("my.pictures", "https://s3.eu-west-1.amazonaws.com/my.pictures"),
+    ],
+)
+def test_links_to_aws_lead_to_the_region(bucket: str, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    store = S3Storage(bucket)
+    assert store.upload_link("uploads/1/a", "image/png", 1, 60).url.startswith(start)
+    assert store.download_link("results/1/a", "a", 60).startswith(start)
+
+
 def test_a_placeholder_in_a_key_opens_no_other_key(storage: Storage) -> None:
     # For a key that ends so, boto3 signs for every key with the part before it.
     if isinstance(storage, S3Storage):
