@@ -264,7 +264,7 @@ class S3Storage:
                 connect_timeout=min(self._timeout, 5.0),
                 read_timeout=self._timeout,
                 retries={"mode": "standard", "total_max_attempts": self._attempts},
-                # "virtual" makes links to the bucket's own region; S3 redirects others for hours after a bucket was made.
+                # "virtual" makes links to the region; S3 redirects others for hours after a bucket was made.
                 # Other servers rarely have a host name for each bucket, and names with a dot have no certificate.
                 s3={"addressing_style": "path" if self.endpoint_url or "." in self.bucket else "virtual"},
             ),
