@@ -58,7 +58,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     if workers is not None:
         api.app.state.start = workers.put
         workers.start()
-    api.warm(settings)
+    warming = api.warm(settings)
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
@@ -80,6 +80,8 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     finally:
         if workers is not None:
             workers.stop(GRACE_SECONDS)
+        if warming is not None:
+            warming.join(GRACE_SECONDS)  # torch aborts the process when Python ends under it
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:
