@@ -6,6 +6,7 @@ import http.client
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 import core
 from handler import jobs, s3_event, worker
+from handler import storage as store_module
 from handler.jobs import Backend, Job, State, WebhookState
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
@@ -42,7 +44,7 @@ from tests.integration.work import (
 )
 
 KILLS = 10
-#: About a hundred tiles, so that there is something to interrupt.
+#: Many small tiles, so that there is something to interrupt.
 SLOW = {"tile_size": 48}
 
 
@@ -141,6 +143,66 @@ def test_killed_at_ten_moments_every_job_succeeds_once_with_the_same_result(
         assert results(storage, job) == [job.output.key]
         assert job.attempt == 1 + job.lost <= 2
     assert len(after) == len(keys)
+    assert nothing_temporary(tmp_path, storage)
+
+
+def deliver_and_die(folder: Path, settings: Settings, sent: dict[str, Any], point: int, told: Any) -> None:
+    """A process that kills itself when it touches the store for the given time; it tells how often it did."""
+    prepare(folder, settings)
+    touched = 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal touched
+            touched += 1
+            if touched == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    # Each call, and in each write the moment at which all is written, but not under its name yet.
+    for name in ("get", "read_range", "download", "upload", "create", "swap", "delete", "head", "list"):
+        setattr(LocalStorage, name, counted(getattr(LocalStorage, name)))
+    store_module._rename = counted(store_module._rename)
+    s3_event.handler(sent, cast(LambdaContext, Context()))
+    told.send(touched)
+
+
+def test_killed_at_every_touch_of_the_store_the_job_succeeds_once_all_the_same(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
+    settings = configured(tmp_path, lease_seconds=2)
+    storage = LocalStorage(settings.data_dir)
+    (tmp_path / "scratch").mkdir()
+    data = picture()
+
+    def die_at(point: int) -> int:
+        key = f"uploads/{point}.png"
+        storage.put(key, data, "image/png")
+        mine, theirs = processes.Pipe()
+        process = processes.Process(target=deliver_and_die, args=(tmp_path, settings, uploads_of([key]), point, theirs))
+        process.start()
+        theirs.close()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if point else 0), (tmp_path / "log").read_text()[-3000:]
+        with mine:
+            return 0 if point else int(mine.recv())
+
+    points = range(1, die_at(0) + 1)
+    assert len(points) > 10
+    for point in points:
+        die_at(point)
+    again = uploads_of([f"uploads/{point}.png" for point in points])
+    start(processes, tmp_path, settings, again).join()
+    done = {job.input.key: job for job in jobs.every(storage)}
+    assert len(done) == 1 + len(points)
+    expected = core.upscale(data).data
+    for job in done.values():
+        assert (job.state, job.error) == (State.SUCCEEDED, None)
+        assert job.output
+        assert results(storage, job) == [job.output.key], job.input.key
+        assert result(storage, job) == expected
     assert nothing_temporary(tmp_path, storage)
 
 
