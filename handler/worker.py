@@ -260,8 +260,7 @@ def _work(this: _Try) -> Job:
     _plan(this, header, chosen)
 
     with workspace() as folder:
-        source = folder / "input"
-        output = folder / options.result_name(job.input.name, chosen, chosen.format or header.format)
+        source, output = folder / "input", folder / "output"
         this.patiently(lambda: storage.download(job.input.key, source))
         read = time.perf_counter() - start
         made = core.upscale(source, chosen, output=output, limits=options.limits(settings), progress=this.progress)
@@ -269,11 +268,12 @@ def _work(this: _Try) -> Job:
             log.info("job %s: %s", job.id, note)
 
         start = time.perf_counter()
-        key = jobs.result_key(job, output.name)
+        name = options.result_name(job.input.name, chosen, made.format)
+        key = jobs.result_key(job, name)
         this.patiently(lambda: storage.upload(output, key, made.media_type))
         result = Picture(
             key=key,
-            name=output.name,
+            name=name,
             content_type=made.media_type,
             bytes=output.stat().st_size,
             width=made.width,
@@ -281,8 +281,8 @@ def _work(this: _Try) -> Job:
         )
     timings = {"read": read, "load": made.load_seconds, "work": made.seconds, "write": time.perf_counter() - start}
     # A model from S3 ran as a directory; people know it by the name that they gave.
-    local, name = str(chosen.model), str(asked.model)
-    reason = missing or made.reason.replace(local, name)
+    folder_name, model_name = str(chosen.model), str(asked.model)
+    reason = missing or made.reason.replace(folder_name, model_name)
     if made.degraded:
         log.warning("job %s: made by %s, a fallback: %s", job.id, made.model, reason)
     # Not `this.patiently`: the result is there, so what could still stop the job comes too late.
@@ -291,7 +291,7 @@ def _work(this: _Try) -> Job:
             storage,
             this.held.job,
             result,
-            model_used=name if made.model == local else made.model,
+            model_used=model_name if made.model == folder_name else made.model,
             degraded=made.degraded,
             reason=reason,
             timings={stage: round(taken, 3) for stage, taken in timings.items()},
