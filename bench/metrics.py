@@ -65,3 +65,23 @@ def psnr_y(made: Tensor, truth: Tensor, shave: int) -> float:
     if shave:
         difference = difference[shave:-shave, shave:-shave]
     return 10 * math.log10(255**2 / float(difference.double().square().mean()))
+
+
+def ssim_y(made: Tensor, truth: Tensor, shave: int) -> float:
+    """Structural similarity on Y of two (h, w, 3) uint8 pictures (Wang et al. 2004: 11x11 Gaussian, sigma 1.5)."""
+    x, y = (luma(picture.double())[None, None] for picture in (made, truth))
+    if shave:
+        x, y = (picture[..., shave:-shave, shave:-shave] for picture in (x, y))
+    places = torch.arange(11, dtype=torch.float64) - 5
+    taps = torch.exp(-(places**2) / (2 * 1.5**2))
+    taps = taps / taps.sum()
+
+    def mean(values: Tensor) -> Tensor:  # (1, 1, h, w) -> (1, 1, h - 10, w - 10)
+        return F.conv2d(F.conv2d(values, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
+
+    mean_x, mean_y = mean(x), mean(y)
+    variance_x, variance_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((top / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))).mean())

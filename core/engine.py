@@ -153,7 +153,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> t
         if key in _warm:
             return _warm[key], 0.0
         start = time.perf_counter()
-        _keep_freed_memory()
+        keep_freed_memory()
         spec = models.spec_of(name)
         net = build(spec, models.fetch(spec)).to(device=device, dtype=dtype)
         model = Model(spec, net, device, dtype, 1 << 20)
@@ -175,7 +175,7 @@ def load_first(chain: tuple[str, ...], device: torch.device) -> Loaded:
     return Loaded(None, models.LANCZOS.name, True, "; ".join(failures), 0.0)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep freed memory: handing every large tensor back to the kernel costs up to half of the time."""
     if sys.platform != "linux":
         return

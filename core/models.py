@@ -153,6 +153,8 @@ def _known() -> dict[str, ModelSpec]:
 
 MODELS: dict[str, ModelSpec] = _known()
 DEFAULT = "compact-x2"
+#: How long the hub may take to answer before the next model is tried.
+HUB_SECONDS = 5
 #: After the model that was asked for; each step down is told to the caller.
 FALLBACKS = ("caidas/swin2SR-classical-sr-x2-64", "microsoft/swin2SR-classical-sr-x2-48", DEFAULT)
 
@@ -219,7 +221,7 @@ def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass  # not in the cache
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(files), etag_timeout=5))
+        return Path(snapshot_download(hub_id, allow_patterns=list(files), etag_timeout=HUB_SECONDS))
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the hub did not give {hub_id}: {detail}") from error

@@ -1,0 +1,65 @@
+"""The whole command on photos of several sizes: python -m bench.photo [--megapixels 1 12]
+
+Seconds and peak memory of `python -m core` as its own process, and the estimate that it gave before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def photo(sample: Path, megapixels: float) -> Image.Image:
+    """The sample photo, repeated to a 4:3 picture of this many million pixels."""
+    height = round(math.sqrt(megapixels * 1e6 * 3 / 4))
+    width = round(megapixels * 1e6 / height)
+    values = np.asarray(Image.open(sample).convert("RGB"))
+    rows, columns = (-(-side // length) for side, length in zip((height, width), values.shape[:2], strict=True))
+    return Image.fromarray(np.tile(values, (rows, columns, 1))[:height, :width])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Seconds and memory of the whole command.")
+    parser.add_argument("--sample", type=Path, default=Path("samples/astronaut.jpg"))
+    parser.add_argument("--megapixels", nargs="*", type=float, default=[0.25, 1, 4, 12])
+    parser.add_argument("--model", default="compact-x2")
+    parser.add_argument("--format", default="jpeg")
+    arguments = parser.parse_args()
+    print(
+        "| input | process, s | model to file, s | s a megapixel | estimated, s | estimate / run | peak MB | estimated MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.jpg", Path(folder) / f"out.{arguments.format}"
+        for size in arguments.megapixels:
+            photo(arguments.sample, size).save(source, quality=92)
+            command = [sys.executable, "-m", "core", str(source), "--model", arguments.model, "--json"]
+            told = json.loads(subprocess.run([*command, "--estimate"], check=True, capture_output=True).stdout)
+            start = time.perf_counter()
+            process = subprocess.Popen([*command, "-o", str(target)], stdout=subprocess.PIPE)
+            out = process.stdout.read() if process.stdout else b""
+            _, _, used = os.wait4(process.pid, 0)
+            wall, result = time.perf_counter() - start, json.loads(out)
+            if result.get("degraded") or "error" in result:
+                raise SystemExit(f"not what was to be measured: {result}")
+            print(
+                f"| {size:g} MP | {wall:.1f} | {result['seconds']:.1f} | {result['seconds'] / size:.2f} | "
+                f"{told['seconds']:.1f} | {told['seconds'] / result['seconds']:.2f} | "
+                f"{used.ru_maxrss / 1e3:.0f} | {told['memory'] / 1e6:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""How good the models are: python -m bench.quality --sets ../shared/bench [--models compact-x2 ...]
+
+PSNR and SSIM on Y against the true picture, borders shaved, inputs made by MATLAB-style antialiased bicubic. The whole
+path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import core
+from bench.metrics import bicubic, psnr_y, ssim_y
+
+Upscaler = Callable[[bytes, int, int], Tensor]
+
+
+def pixels(data: bytes) -> Tensor:
+    """(h, w, 3) uint8 of an encoded picture."""
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def encoded(values: Tensor, quality: int | None) -> bytes:
+    """PNG, or JPEG of a quality with 4:2:0 chroma, as phones and web pages save it."""
+    stream = io.BytesIO()
+    if quality is None:
+        Image.fromarray(values.numpy()).save(stream, "PNG", compress_level=1)
+    else:
+        Image.fromarray(values.numpy()).save(stream, "JPEG", quality=quality, subsampling=2)
+    return stream.getvalue()
+
+
+def by_model(name: str) -> Upscaler:
+    """`core.upscale` with a model, through PNG."""
+
+    def run(data: bytes, width: int, height: int) -> Tensor:
+        options = core.Options(model=name, width=width, height=height, format="png")
+        result = core.upscale(data, options)
+        if result.degraded and name != "lanczos":
+            raise SystemExit(f"{name} did not run: {result.reason}")
+        return pixels(result.data or b"")
+
+    return run
+
+
+def by_bicubic(data: bytes, width: int, height: int) -> Tensor:
+    """MATLAB's imresize, the baseline of the literature."""
+    return bicubic(pixels(data), height, width)
+
+
+def by_lanczos(data: bytes, width: int, height: int) -> Tensor:
+    """Pillow's Lanczos, what a picture viewer or a build script would do."""
+    with Image.open(io.BytesIO(data)) as image:
+        made = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(made))
+
+
+def truths(folder: Path, scale: int) -> Iterator[Tensor]:
+    """(h, w, 3) uint8 pictures whose sides the scale divides."""
+    for path in sorted(folder.glob("*.png")):
+        truth = pixels(path.read_bytes())
+        yield truth[: truth.shape[0] // scale * scale, : truth.shape[1] // scale * scale]
+
+
+def measure(run: Upscaler, folder: Path, scale: int, quality: int | None) -> tuple[float, float, float]:
+    """Mean PSNR in dB, mean SSIM, and seconds in all, over a folder."""
+    psnr, ssim, seconds = [], [], 0.0
+    for truth in truths(folder, scale):
+        height, width = truth.shape[:2]
+        small = encoded(bicubic(truth, height // scale, width // scale), quality)
+        start = time.perf_counter()
+        made = run(small, width, height)
+        seconds += time.perf_counter() - start
+        psnr.append(psnr_y(made, truth, shave=scale))
+        ssim.append(ssim_y(made, truth, shave=scale))
+    return sum(psnr) / len(psnr), sum(ssim) / len(ssim), seconds
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="PSNR and SSIM of the models.")
+    parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, Set14, Kodak24")
+    parser.add_argument("--models", nargs="*", default=["compact-x2"], help="names, hub ids or directories")
+    parser.add_argument("--only", nargs="*", default=["Set5", "Set14", "Kodak24"], help="of these sets")
+    parser.add_argument("--jpeg", nargs="*", type=int, default=[90, 75, 50], help="qualities for Kodak24")
+    parser.add_argument("--scale", type=int, default=2)
+    arguments = parser.parse_args()
+    columns: list[tuple[str, int | None]] = [(name, None) for name in arguments.only]
+    if "Kodak24" in arguments.only:
+        columns += [("Kodak24", quality) for quality in arguments.jpeg]
+    rows: dict[str, Upscaler] = {"bicubic": by_bicubic, "Lanczos": by_lanczos}
+    rows |= {name: by_model(name) for name in arguments.models}
+    print("| x2 | " + " | ".join(name + (f" JPEG {q}" if q else "") for name, q in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for label, run in rows.items():
+        cells = []
+        for name, quality in columns:
+            psnr, ssim, seconds = measure(run, arguments.sets / name, arguments.scale, quality)
+            cells.append(f"{psnr:.2f} / {ssim:.4f} ({seconds:.1f} s)")
+        print(f"| {Path(label).name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
