@@ -36,10 +36,17 @@ def main() -> None:
     parser.add_argument("--model", default="compact-x2")
     parser.add_argument("--format", default="jpeg")
     arguments = parser.parse_args()
-    print(
-        "| input | process, s | model to file, s | s a megapixel | estimated, s | estimate / run | peak MB | estimated MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads = [
+        "input",
+        "process, s",
+        "file to file, s",
+        "s a MP",
+        "estimated, s",
+        "estimate / run",
+        "peak MB",
+        "expected",
+    ]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.jpg", Path(folder) / f"out.{arguments.format}"
         for size in arguments.megapixels:

@@ -1,7 +1,7 @@
 """How good the models are: python -m bench.quality --sets ../shared/bench [--models compact-x2 ...]
 
 PSNR and SSIM on Y against the true picture, borders shaved, inputs made by MATLAB-style antialiased bicubic. The whole
-path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. Prints a Markdown table.
+path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. Prints Markdown.
 """
 
 from __future__ import annotations
