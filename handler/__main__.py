@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from handler import logs
 from handler.settings import Settings, get_settings
@@ -22,6 +23,13 @@ _SAMPLE = Path(__file__).parents[1] / "samples" / "astronaut.jpg"
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m handler", description="The upscaler as a service. It is configured by environment variables."
+    )
+    parser.add_argument("--settings", action="store_true", help="print these variables as a table, and end")
+    if parser.parse_args().settings:
+        print(settings_table())
+        return 0
     try:
         settings = get_settings()
     except ValidationError as error:
@@ -82,6 +90,16 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
             workers.stop(GRACE_SECONDS)
         if warming is not None:
             warming.join(GRACE_SECONDS)  # torch aborts the process when Python ends under it
+
+
+def settings_table() -> str:
+    """Every setting with its default and its unit, in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+        shown = "" if default in ("", None) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows)
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -36,7 +36,7 @@ from starlette.requests import ClientDisconnect
 
 import core
 from core import image, models
-from handler import dispatch, guard, jobs, options, problems, webhook, worker
+from handler import dispatch, guard, jobs, logs, options, problems, webhook, worker
 from handler.jobs import Backend, State
 from handler.options import Asked
 from handler.problems import Problem, documented
@@ -357,13 +357,14 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         The answer is the larger picture, with the name to save it under. Where the work would take too long, it is a
         job instead; where the picture is too large for a response, a redirect to it.
         """
-        gate.check()
+        wants_job = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
+        if not wants_job:
+            gate.check()  # before the body is read
         async with _received(request) as (file, fields):
             given = _merge(request.query_params.multi_items(), fields)
             asked = options.parse(given, settings)
             name = file_name(file.filename or "")
             header, plan = await run_in_threadpool(prepare, file.file, asked)
-            wants_job = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
             if wants_job or plan.route is not Backend.INLINE:
                 kept = Asked.model_validate(given).model_dump(exclude_none=True)
                 job = await run_in_threadpool(defer, file.file, name, kept, header, plan)
@@ -384,6 +385,8 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         }
         if made.degraded:
             log.warning("made by %s, a fallback: %s", made.model, missing or made.reason)
+            if not settings.local:
+                _count_fallback()
         size = os.fstat(result.fileno()).st_size
         if settings.response_limit is not None and size > settings.response_limit:
             link = await run_in_threadpool(keep, result, name, made.media_type)
@@ -660,6 +663,14 @@ async def _while_connected(
         gone.set()
 
 
+def _count_fallback() -> None:
+    """The metric that the function for upload events counts, too; one line of CloudWatch's embedded format."""
+    from aws_lambda_powertools.metrics import MetricUnit, single_metric
+
+    with single_metric(name="Fallback", unit=MetricUnit.Count, value=1, namespace="Upscaler") as metric:
+        metric.add_dimension(name="service", value="upscaler")
+
+
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while chunk := file.read(_CHUNK):
@@ -747,4 +758,5 @@ app = build(get_settings())
 handler = Mangum(app, lifespan="off", text_mime_types=[*DEFAULT_TEXT_MIME_TYPES, problems.MEDIA_TYPE])
 
 if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:  # in INIT, beside what the runtime still has to do
+    logs.setup(get_settings().log_level)
     warm(get_settings())

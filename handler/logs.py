@@ -20,7 +20,7 @@ def setup(level: str, file: Path | None = None) -> None:
         level: such as "INFO".
         file: its folder is made; `FILES` files of `FILE_BYTES` bytes are kept.
     """
-    lines = LambdaPowertoolsFormatter(utc=True)
+    lines = LambdaPowertoolsFormatter(utc=True, service="upscaler")
     terminal: logging.Handler = logging.StreamHandler(sys.stderr)
     handlers = [terminal]
     if file is None:

@@ -256,6 +256,19 @@ def test_a_model_that_cannot_be_had_is_told(client: httpx.Client, monkeypatch: p
     assert (answer.headers["x-upscale-model"], answer.headers["x-upscale-degraded"]) == ("compact-x2", "true")
 
 
+def test_a_fallback_is_counted_in_aws(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(hub_id: str, files: tuple[str, ...]) -> None:
+        raise core.ModelError("offline")
+
+    monkeypatch.setattr("core.models._snapshot", offline)
+    with served(Settings(bucket="b")) as client:
+        asked = {"model": "nobody/nothing"}
+        client.post("/upscale", params=asked, files={"file": ("a.png", PNG)}).raise_for_status()
+        client.post("/upscale", files={"file": ("a.png", PNG)}).raise_for_status()
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "CloudWatchMetrics" in line]
+    assert json.loads(line)["Fallback"] == [1.0]
+
+
 @pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async; x=1"])
 def test_work_on_request_as_a_job(client: httpx.Client, prefer: str) -> None:
     sent = {"file": ("photo.png", PNG)}
