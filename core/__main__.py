@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import core
-from core import image
+from core import encode, image
 from core.models import MODELS
 from core.options import FORMATS, MAX_SCALE, Limits, Options, Result
 
@@ -22,8 +22,6 @@ EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_UNREADABLE, EXIT_TOO_LARGE, EXIT_CANNOT
 _EPILOG = f"""exit codes: {EXIT_OK} done, {EXIT_INTERNAL} internal failure, {EXIT_USAGE} bad usage,
 {EXIT_UNREADABLE} unreadable image, {EXIT_TOO_LARGE} too large, {EXIT_CANNOT_WRITE} cannot write;
 with several pictures, the code of the first failure."""
-
-_READ_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, help=f"more than 1, at most {MAX_SCALE:g}; fractions allowed (2)")
     parser.add_argument("--width", type=int, help="exact width in pixels, instead of a scale")
     parser.add_argument("--height", type=int, help="exact height in pixels, instead of a scale")
-    parser.add_argument("--format", choices=list(FORMATS), help="of the result (that of the input)")
-    parser.add_argument("--quality", type=int, help="1 to 100, for jpeg and webp (95)")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="of the result (that of the output's name, or of the input)"
+    )
+    parser.add_argument("--quality", type=int, help="1 to 100, for jpeg, webp and avif (by the input)")
+    parser.add_argument("--strip", action="store_true", help="leave out metadata, keep the colour profile")
+    parser.add_argument("--drop-gps", action="store_true", help="leave out where a picture was taken")
+    parser.add_argument("--keep-size", action="store_true", help="keep the printed size (the number of dots an inch)")
     parser.add_argument("--exact", action="store_true", help="tiles equal to the untiled result for every model")
     parser.add_argument("--tile", type=int, help="side of a tile in pixels")
     parser.add_argument("--halo", type=int, help="context around a tile in pixels")
@@ -70,10 +73,16 @@ def _suffix(options: Options) -> str:
 
 
 def _result_name(source: Path, options: Options) -> str:
-    """photo.jpg becomes photo-x2.jpg; with another format, photo-x2.png."""
+    """photo.jpg becomes photo-x2.jpg; with another format, or when its content is another, photo-x2.png."""
     ending = source.suffix
-    if options.format is not None and image.suffix_format(ending) != options.format:
-        ending = image.SUFFIXES[options.format]
+    format = options.format
+    if format is None:
+        try:
+            format = image.probe(source).result_format
+        except core.UpscaleError:
+            format = image.suffix_format(ending)  # it will be told when its turn comes
+    if format is not None and image.suffix_format(ending) != format:
+        ending = image.SUFFIXES[format]
     return source.stem + _suffix(options) + ending
 
 
@@ -127,7 +136,7 @@ def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
 def _pictures(folder: Path, recursive: bool, results: Path) -> Iterator[Path]:
     """Pictures in a folder in a stable order; never our own results, which may lie below it."""
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if path.suffix.lower() in _READ_SUFFIXES and path.is_file() and not path.name.startswith("."):
+        if path.suffix.lower() in image.READ_SUFFIXES and path.is_file() and not path.name.startswith("."):
             if results != folder and results.resolve() in path.resolve().parents:
                 continue
             yield path
@@ -149,6 +158,11 @@ def _progress_bar(label: str, shown: bool) -> Iterator[Callable[[int, int], None
         yield update
 
 
+def _printable(name: str) -> str:
+    """A file's name without what would steer a terminal or begin a new line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 def _exit_code(error: core.UpscaleError) -> int:
     if isinstance(error, core.OptionsError):
         return EXIT_USAGE
@@ -164,7 +178,8 @@ def _exit_code(error: core.UpscaleError) -> int:
 def _estimate(work: _Work, data: bytes | None, options: Options, limits: Limits) -> dict[str, Any]:
     header = image.probe(data if data is not None else str(work.source), limits)
     found = core.estimate(header.width, header.height, options, measure=True)
-    image.check_output_size(options.format or header.format, found.width, found.height, limits)
+    format = options.format or header.result_format
+    image.check_output_size(format, found.width, found.height, limits, encode.frames_kept(format, header))
     return asdict(found)
 
 
@@ -200,6 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=parsed.device,
             format=parsed.format or _format_of(parsed.output),
             quality=parsed.quality,
+            strip=parsed.strip,
+            drop_gps=parsed.drop_gps,
+            keep_size=parsed.keep_size,
         )
         limits = Limits()
         if parsed.max_megapixels is not None:
@@ -213,25 +231,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     talk = sys.stderr if any(item.target is None for item in work) else sys.stdout
     skipped = sum(item.skip for item in work)
     for number, item in enumerate((item for item in work if not item.skip), start=1):
-        name = "standard input" if item.source is None else str(item.source)
+        exact = "standard input" if item.source is None else str(item.source)
+        name = _printable(exact)
         try:
             data = sys.stdin.buffer.read(limits.input_bytes + 1) if item.source is None else None
             if parsed.estimate:
                 found = _estimate(item, data, options, limits)
-                print(json.dumps({"input": name, **found}) if parsed.json else _say_estimate(name, found), flush=True)
+                print(json.dumps({"input": exact, **found}) if parsed.json else _say_estimate(name, found), flush=True)
                 continue
             label = name if len(work) == 1 else f"{number + skipped}/{len(work)} {name}"
             with _progress_bar(label, sys.stderr.isatty() and not parsed.quiet) as progress:
                 result = _make(item, data, options, limits, progress)
             if parsed.json:
                 fields = {key: value for key, value in asdict(result).items() if key != "data"}
-                print(json.dumps({"input": name, "output": str(item.target or "-"), **fields}), file=talk, flush=True)
+                print(json.dumps({"input": exact, "output": str(item.target or "-"), **fields}), file=talk, flush=True)
             elif not parsed.quiet:
                 print(_say_result(name, item.target, result), file=talk, flush=True)
         except core.UpscaleError as error:
             code = code or _exit_code(error)
             if parsed.json:
-                failure = {"input": name, "error": {"code": error.code, "message": str(error)}}
+                failure = {"input": exact, "error": {"code": error.code, "message": str(error)}}
                 print(json.dumps(failure), file=talk, flush=True)
             print(f"error: {name}: {error}", file=sys.stderr)
     if skipped and not parsed.quiet and not parsed.json:

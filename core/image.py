@@ -1,67 +1,97 @@
-"""Encoded bytes to pixels and back, losing nothing on the way that this package can carry.
+"""Encoded files to upright pixels, losing nothing on the way that this package can carry.
 
-`probe` reads a header only, so that limits and estimates come before decoding. Only the formats of the allow-list are
-ever opened. Whatever a decoder raises becomes `UnreadableImage`: these libraries raise a dozen kinds of exception on
-damaged files, and all of them mean the same to the caller.
+`probe` reads a header only, so that limits and estimates come before decoding. A file is opened only by the one decoder
+that its first bytes name, and only if that is on the list here. Whatever a decoder raises becomes `UnreadableImage`:
+these libraries raise a dozen kinds of exception on damaged files, and all of them mean the same to the caller.
+
+What a file holds beside the pixels is in `core.metadata`, colours are in `core.colour`, TIFF, HEIF and 16-bit PNG in
+modules of their own, and the way back to a file is `core.encode`.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from core.errors import OptionsError, OutputError, TooLarge, UnreadableImage
+from core import colour, metadata
+from core.errors import OptionsError, TooLarge, UnreadableImage
+from core.metadata import Metadata
 from core.options import FORMATS, Limits
 
-Pixels = npt.NDArray[np.uint8]
+#: uint8 or uint16.
+Pixels = npt.NDArray[Any]
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
+#: What is read, with Pillow's name; HEIF is read by a library of its own.
+READ_FORMATS = {**FORMATS, "gif": "GIF", "heif": "HEIF"}
 MEDIA_TYPES = {
     "jpeg": "image/jpeg",
     "png": "image/png",
     "webp": "image/webp",
     "tiff": "image/tiff",
     "bmp": "image/bmp",
+    "avif": "image/avif",
+    "gif": "image/gif",
+    "heif": "image/heif",
 }
-SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-_BY_SUFFIX = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".tif": "tiff"}
+SUFFIXES = {
+    "jpeg": ".jpg",
+    "png": ".png",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "avif": ".avif",
+    "gif": ".gif",
+    "heif": ".heic",
+}
+_BY_SUFFIX = {
+    **{suffix: name for name, suffix in SUFFIXES.items()},
+    **dict.fromkeys((".jpeg", ".jpe", ".jfif"), "jpeg"),
+    **dict.fromkeys((".tiff",), "tiff"),
+    **dict.fromkeys((".heif", ".hif"), "heif"),
+    **dict.fromkeys((".apng",), "png"),
+    **dict.fromkeys((".dib",), "bmp"),
+}
+#: Endings of files that can be read.
+READ_SUFFIXES = frozenset(_BY_SUFFIX)
+_BY_MEDIA_TYPE = {
+    **{media_type: name for name, media_type in MEDIA_TYPES.items()},
+    **dict.fromkeys(("image/jpg", "image/pjpeg"), "jpeg"),
+    **dict.fromkeys(("image/apng", "image/x-png", "image/vnd.mozilla.apng"), "png"),
+    **dict.fromkeys(("image/tif", "image/x-tiff"), "tiff"),
+    **dict.fromkeys(("image/x-ms-bmp", "image/x-bmp"), "bmp"),
+    **dict.fromkeys(("image/avif-sequence",), "avif"),
+    **dict.fromkeys(("image/heic", "image/heic-sequence", "image/heif-sequence"), "heif"),
+}
 #: Longest side that a format can hold, in pixels.
-MAX_SIDE = {"jpeg": 65_535, "webp": 16_383}
+MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 65_535}
+#: For messages.
+READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 
-# Our own limit is checked against the header before any pixel is decoded; Pillow's would only warn, process-wide.
-Image.MAX_IMAGE_PIXELS = None
+# A second guard under our own, which looks at the header before any pixel is decoded (see `_raise_guard`).
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # Odd metadata is not the user's concern when the pixels decode.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 _ORIENTATION = 0x0112
-#: Tags that say how a TIFF's pixels are stored: true of the input file only.
-_TIFF_STRUCTURE = (
-    *range(0xFE, 0x108),
-    0x10A,
-    0x111,
-    *range(0x115, 0x11D),
-    0x128,
-    *range(0x13D, 0x146),
-    *range(0x152, 0x158),
-    0x8773,
-)
-#: For messages.
-READABLE = "JPEG, PNG, WebP, TIFF or BMP"
+#: A progressive JPEG has about ten scans. Each goes over the whole picture, so thousands in a small file are a trap.
+_MAX_SCANS = 200
 
 
 def suffix_format(suffix: str) -> str | None:
-    """The format that a file name's suffix stands for, or None: ".jpg" is "jpeg"."""
-    name = _BY_SUFFIX.get(suffix.lower(), suffix.lower().lstrip("."))
+    """The output format that a file name's suffix stands for, or None: ".jpg" is "jpeg"."""
+    name = _BY_SUFFIX.get(suffix.lower())
     return name if name in FORMATS else None
 
 
@@ -70,11 +100,15 @@ class Probe:
     """What a header says.
 
     Attributes:
-        format: one of `FORMATS`.
+        format: one of `READ_FORMATS`.
         width: pixels, orientation applied.
         height: pixels, orientation applied.
         bytes: size of the encoded file.
-        mode: Pillow's name of the pixel layout.
+        mode: Pillow's name of the pixel layout, or a similar one; for people.
+        frames: of an animation, or pages.
+        plays: how often an animation is played; 0 for ever, None when it is no animation.
+        alpha: True when there may be transparency.
+        bits: of the deepest channel; more than 8 become 16-bit pixels.
     """
 
     format: str
@@ -82,52 +116,178 @@ class Probe:
     height: int
     bytes: int
     mode: str
+    frames: int = 1
+    plays: int | None = None
+    alpha: bool = False
+    bits: int = 8
+
+    @property
+    def result_format(self) -> str:
+        """One of `FORMATS`: what a result is stored as unless something else was asked for.
+
+        The input's own format, where that can be written. A GIF becomes a PNG, an animated one a WebP, neither of
+        which needs a palette; a HEIF becomes a JPEG, or a PNG when it is transparent.
+        """
+        if self.format == "gif":
+            return "png" if self.plays is None else "webp"
+        if self.format == "heif":
+            return "png" if self.alpha else "jpeg"
+        return self.format
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How pixels of 0 to 65,535 stand for a TIFF's numbers of another type.
+
+    Attributes:
+        dtype: of the numbers in the file, as numpy calls it.
+        low: the number for 0.
+        high: the number for 65,535.
+    """
+
+    dtype: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, upright.
+    """A decoded picture, frame or page, upright.
 
     Attributes:
-        pixels: (height, width, channels) with one channel for greyscale, three for colour.
-        alpha: (height, width), or None when there is no transparency.
-        format: of the file it came from, one of `FORMATS`.
-        icc: colour profile that the pixel values are in, or None.
-        exif: EXIF block with the orientation removed, or None.
-        dpi: horizontal and vertical resolution, or None.
+        pixels: (height, width, channels), uint8 or uint16, one channel for greyscale, three for colour.
+        alpha: (height, width) of the same type, or None when there is no transparency.
+        meta: what comes with it. Of an animation, the first frame has it all, the others only the profile.
+        duration: milliseconds that the frame is shown.
+        levels: for a TIFF of floats or wide integers, what the pixels stand for.
+        lossless: True when the file holds the exact pixels.
+        quality: of a JPEG, 1 to 100, estimated from its tables; else None.
+        subsampling: of a JPEG, such as "4:2:0"; else None.
+        notes: one line for each thing that was changed or left out.
     """
 
     pixels: Pixels
-    alpha: Pixels | None
-    format: str
-    icc: bytes | None = field(default=None, repr=False)
-    exif: bytes | None = field(default=None, repr=False)
-    dpi: tuple[float, float] | None = None
+    alpha: Pixels | None = None
+    meta: Metadata = field(default_factory=Metadata)
+    duration: float = 0.0
+    levels: Levels | None = None
+    lossless: bool = True
+    quality: int | None = None
+    subsampling: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def probe(source: Source, limits: Limits | None = None, *, declared: str | None = None) -> Probe:
+    """Read the header only.
+
+    Args:
+        source: a path, the encoded bytes, or a binary file object (left open and rewound).
+        limits: what to refuse; the defaults of `Limits` when None.
+        declared: the media type or file name that the file came with; refused when the content is something else.
+
+    Raises:
+        UnreadableImage: not an image in a format that we read, not the declared one, or its header is damaged.
+        TooLarge: over a limit.
+    """
+    limits = limits or Limits()
+    if limits.worker:
+        from core import sandbox
+
+        found = sandbox.probe(source, limits)
+    else:
+        with _opened(source, limits) as (found, _):
+            pass
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and source.seekable():
+        source.seek(0)
+    check_declared(found.format, declared)
+    return found
+
+
+def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
+    """Decode frame by frame, or page by page, to upright pixels; a single picture is one page.
+
+    Args:
+        source: a path, the encoded bytes, or a binary file object (left open).
+        limits: what to refuse; the defaults of `Limits` when None.
+
+    Raises:
+        UnreadableImage: not an image in a format that we read, or damaged.
+        TooLarge: over a limit.
+    """
+    limits = limits or Limits()
+    if limits.worker:
+        from core import sandbox
+
+        yield from sandbox.pages(source, limits)
+        return
+    with _opened(source, limits) as (_, decode_pages):
+        yield from decode_pages()
+
+
+def decode(source: Source, limits: Limits | None = None) -> Picture:
+    """The first frame or page of `pages`, or the only one."""
+    with closing(pages(source, limits)) as found:
+        return next(found)
+
+
+def rewindable(source: Source, limits: Limits) -> Source:
+    """The same source, read into memory when it is a pipe: a header and then the pixels will be read from it."""
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or source.seekable():
+        return source
+    return source.read(limits.input_bytes + 1)
+
+
+def check_declared(format: str, declared: str | None) -> None:
+    """Refuse a file that is not what it came as.
+
+    Args:
+        format: what it is, one of `READ_FORMATS`.
+        declared: a media type ("image/png"; parameters are ignored), a file name, or None. Types and endings that
+            say nothing ("application/octet-stream", "photo") are not held against the file.
+
+    Raises:
+        UnreadableImage: they disagree.
+    """
+    if not declared:
+        return
+    name = declared.split(";")[0].strip().lower()
+    said = _BY_MEDIA_TYPE.get(name) or _BY_SUFFIX.get(Path(name).suffix)
+    # AVIF is stored in HEIF, and some call it so.
+    if said is not None and said != format and {said, format} != {"heif", "avif"}:
+        raise UnreadableImage(f"declared as {said}, but the content is {format}: give the true type")
 
 
 @contextmanager
-def _opened(source: Source, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
-    """Open a source lazily: the header is read, the pixels are not. Gives the image and the file's size in bytes."""
+def _opened(source: Source, limits: Limits) -> Iterator[tuple[Probe, Callable[[], Iterator[Picture]]]]:
+    """Open a source lazily: the header is read, the pixels are not. Gives the header and a function to decode."""
     with ExitStack() as stack:
         stream = _stream(source, limits, stack)
         try:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
+            head = stream.read(1 << 12)
+            stream.seek(0)
         except (OSError, ValueError) as error:
-            raise UnreadableImage(f"cannot read the input: {error}") from error
+            raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
         if size == 0:
             raise UnreadableImage(f"the input is empty: give a {READABLE} file")
         if size > limits.input_bytes:
             raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
-        with _decoder_errors():
-            image = Image.open(stream, formats=list(FORMATS.values()))
-        stack.enter_context(image)
-        if image.width * image.height > limits.input_pixels:
-            raise TooLarge(
-                f"the input has {image.width}x{image.height} pixels, "
-                f"over the limit of {limits.input_pixels / 1e6:,.6g} megapixels"
-            )
-        yield image, size
+        format = sniff(head)
+        if format is None:
+            raise UnreadableImage(f"not a picture that can be read: give {READABLE}")
+        with decoder_errors():
+            if format == "tiff":
+                from core import tiff
+
+                found, decode_pages = tiff.opened(stream, size, limits)
+            elif format == "heif":
+                from core import heif
+
+                found, decode_pages = heif.opened(stream, size, limits)
+            else:
+                found, decode_pages = _opened_by_pillow(stream, format, head, size, limits, stack)
+        yield found, decode_pages
 
 
 def _stream(source: Source, limits: Limits, stack: ExitStack) -> BinaryIO:
@@ -138,80 +298,200 @@ def _stream(source: Source, limits: Limits, stack: ExitStack) -> BinaryIO:
         if isinstance(source, (str, os.PathLike)):
             return stack.enter_context(Path(source).open("rb"))
         return source if source.seekable() else io.BytesIO(source.read(limits.input_bytes + 1))
-    except OSError as error:
-        raise UnreadableImage(f"cannot read the input: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
+
+
+def sniff(head: bytes) -> str | None:
+    """The format that a file's first bytes name, one of `READ_FORMATS`, or None."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":  # ISO/IEC 14496-12: major brand, version, compatible brands
+        length = min(int.from_bytes(head[:4], "big"), 256)
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        return "heif" if brands & {b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx"} else None
+    return "bmp" if head.startswith(b"BM") else None
+
+
+def describe(error: BaseException) -> str:
+    """One short line of plain characters about an exception; a decoder's text may quote the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"[^ -~]", "?", lines[0] if lines else "")[:200]
+    return text or type(error).__name__
 
 
 @contextmanager
-def _decoder_errors() -> Iterator[None]:
+def decoder_errors() -> Iterator[None]:
+    """Whatever a decoder raises, as one of our input errors."""
     try:
         yield
     except (TooLarge, UnreadableImage):
         raise
     except MemoryError as error:
         raise TooLarge("the input does not fit into memory when decoded: give a smaller picture") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge("the input has more pixels than the limit: give a smaller picture") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not a picture that can be read: give {READABLE}") from error
+        raise UnreadableImage("the picture is damaged: its header makes no sense") from error
     except Exception as error:
-        detail = str(error).strip().splitlines()
-        raise UnreadableImage(f"the picture is damaged: {detail[0] if detail else type(error).__name__}") from error
+        raise UnreadableImage(f"the picture is damaged: {describe(error)}") from error
 
 
-def probe(source: Source, limits: Limits | None = None) -> Probe:
-    """Read the header only.
-
-    Args:
-        source: a path, the encoded bytes, or a binary file object (left open and rewound).
-        limits: what to refuse; the defaults of `Limits` when None.
+def check_size(width: int, height: int, frames: int, limits: Limits) -> None:
+    """Refuse an input by its header.
 
     Raises:
-        UnreadableImage: not an image in a format that we read, or its header is damaged.
+        UnreadableImage: there are no pixels.
         TooLarge: over a limit.
     """
-    with _opened(source, limits or Limits()) as (image, size):
-        width, height = image.size
-        if _orientation(image) in (5, 6, 7, 8):
-            width, height = height, width
-        found = Probe(_format(image), width, height, size, image.mode)
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and source.seekable():
-        source.seek(0)
-    return found
+    if width < 1 or height < 1 or frames < 1:
+        raise UnreadableImage("the picture is damaged: it has no pixels")
+    size = f"{width}x{height}" + (f" pixels in {frames} frames" if frames > 1 else " pixels")
+    if frames > limits.frames:
+        raise TooLarge(f"the input has more frames or pages than the limit of {limits.frames:,}")
+    if max(width, height) > limits.side:
+        raise TooLarge(f"the input has {size}, over the limit of {limits.side:,} pixels a side")
+    if width * height * frames > limits.input_pixels:
+        megapixels = f"{limits.input_pixels / 1e6:,.6g} megapixels"
+        raise TooLarge(f"the input has {size}, over the limit of {megapixels}")
 
 
-def decode(source: Source, limits: Limits | None = None) -> Picture:
-    """Decode to upright pixels.
+def _raise_guard(limits: Limits) -> None:
+    """Let Pillow's own guard against bombs, which is one number for the whole process, be no stricter than ours."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.input_pixels)
 
-    Args:
-        source: a path, the encoded bytes, or a binary file object (left open).
-        limits: what to refuse; the defaults of `Limits` when None.
 
-    Raises:
-        UnreadableImage: not an image in a format that we read, or damaged.
-        TooLarge: over a limit.
+def _opened_by_pillow(
+    stream: BinaryIO, format: str, head: bytes, size: int, limits: Limits, stack: ExitStack
+) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+    frames = 0
+    if format == "gif":
+        width, height, frames = _walk_gif(stream, limits)
+        check_size(width, height, frames, limits)
+    elif format == "webp":  # Pillow allocates the canvas when it opens one
+        check_size(*_webp_size(head), 1, limits)
+    elif format == "png":
+        check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
+    _raise_guard(limits)
+    image = stack.enter_context(Image.open(stream, formats=[READ_FORMATS[format]]))
+    frames = frames or (1 if format == "jpeg" else int(getattr(image, "n_frames", 1)))
+    first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
+    frames -= first
+    width, height = image.size
+    if _orientation(image) >= 5:
+        width, height = height, width
+    check_size(width, height, frames, limits)
+    deep = format == "png" and head[24:25] == b"\x10" and frames == 1
+    alpha = image.has_transparency_data or frames > 1
+    plays = _plays(image) if frames > 1 else None
+    found = Probe(format, width, height, size, image.mode, frames, plays, alpha, 16 if deep else 8)
+
+    def decode_pages() -> Iterator[Picture]:
+        for index in range(first, first + frames):
+            with decoder_errors():
+                if format == "jpeg":
+                    _count_scans(stream)
+                if index:
+                    image.seek(index)
+                if image.width * image.height > limits.input_pixels:
+                    raise TooLarge("a frame is larger than the picture's header says")
+                image.load()
+                picture = _picture(image, format, stream, deep, index > first, plays is not None)
+            yield picture
+
+    return found, decode_pages
+
+
+def _plays(image: Image.Image) -> int:
+    """How often an animation is played, 0 for ever."""
+    loop = image.info.get("loop")
+    if image.format == "GIF":  # the extension counts repetitions after the first time
+        return 1 if loop is None else 0 if loop == 0 else int(loop) + 1
+    return max(0, int(loop or 0))
+
+
+def _walk_gif(stream: BinaryIO, limits: Limits) -> tuple[int, int, int]:
+    """Canvas and number of frames of a GIF, from its block headers alone (GIF89a specification).
+
+    Pillow lets a frame enlarge the canvas, and counts frames only by going through all of them.
     """
-    with _opened(source, limits or Limits()) as (image, _), _decoder_errors():
-        image.load()
-        name = _format(image)
-        icc = image.info.get("icc_profile") or None
-        dpi = image.info.get("dpi")
-        orientation = _orientation(image)
-        exif = _exif_without_orientation(image)
-        if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
-            icc = None  # the profile describes values that are converted away here
-        pixels, alpha = _split(image)
-        pixels = _upright(pixels, orientation)
-        alpha = None if alpha is None else _upright(alpha, orientation)
-        return Picture(pixels, alpha, name, icc, exif, _valid_dpi(dpi))
+    head = stream.read(13)
+    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    if len(head) == 13 and head[10] & 0x80:
+        stream.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
+    frames = 0
+    while frames <= limits.frames:
+        block = stream.read(1)
+        if block == b"!":
+            stream.read(1)  # the label
+        elif block == b",":
+            where = stream.read(9)
+            if len(where) < 9:
+                break
+            left, top, wide, high = (int.from_bytes(where[at : at + 2], "little") for at in range(0, 8, 2))
+            width, height = max(width, left + wide), max(height, top + high)
+            frames += 1
+            stream.seek((3 << (where[8] & 7) + 1 if where[8] & 0x80 else 0) + 1, os.SEEK_CUR)
+        elif block != b";" and block:
+            continue  # Pillow skips what it does not know
+        else:
+            break
+        while length := stream.read(1):  # data in blocks of up to 255 bytes
+            if length == b"\0":
+                break
+            stream.seek(length[0], os.SEEK_CUR)
+    stream.seek(0)
+    return width, height, frames
 
 
-def _format(image: Image.Image) -> str:
-    return next((name for name, pillow in FORMATS.items() if pillow == image.format), "jpeg")
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Canvas of a WebP (RFC 9649)."""
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _webp_is_lossless(stream: BinaryIO) -> bool:
+    """True when the first frame of a WebP is coded without loss (RFC 9649)."""
+    at = 12
+    for _ in range(64):
+        stream.seek(at)
+        chunk = stream.read(8)
+        if chunk[:4] in (b"VP8L", b"VP8 ") or len(chunk) < 8:
+            return chunk[:4] == b"VP8L"
+        length = int.from_bytes(chunk[4:], "little")
+        at += 8 + (16 if chunk[:4] == b"ANMF" else length + length % 2)
+    return False
+
+
+def _count_scans(stream: BinaryIO) -> None:
+    """Refuse a JPEG with absurdly many scans before it is decoded."""
+    stream.seek(0)
+    scans = 0
+    while block := stream.read(1 << 20):
+        scans += block.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
 
 
 def _orientation(image: Image.Image) -> int:
-    """What is left to be turned (EXIF tag 0x0112): Pillow itself turns a TIFF, in its size and in its pixels."""
-    if image.format == "TIFF":
-        return 1
+    """What is left to be turned (EXIF tag 0x0112, or XMP's where EXIF says nothing)."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
@@ -219,42 +499,87 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _exif_without_orientation(image: Image.Image) -> bytes | None:
-    try:
-        exif = image.getexif()
-        for tag in (_ORIENTATION, *(_TIFF_STRUCTURE if image.format == "TIFF" else ())):
-            exif.pop(tag, None)
-        return exif.tobytes() if len(exif) else None
-    except Exception:  # a block that cannot be parsed cannot be corrected either, and a wrong one is worse than none
-        return None
+def _picture(image: Image.Image, format: str, stream: BinaryIO, deep: bool, later: bool, animated: bool) -> Picture:
+    """A loaded image as a picture."""
+    meta, notes = metadata.bounded(metadata.from_pillow(image))
+    orientation = _orientation(image)
+    duration = image.info.get("duration", 0.0) if animated else 0.0
+    lossless = format in ("png", "bmp", "gif")
+    quality = subsampling = None
+    if format == "jpeg":
+        quality, subsampling = _jpeg_coding(image)
+    elif format == "webp" and not later:
+        lossless = _webp_is_lossless(stream)
+    pixels: Pixels
+    alpha: Pixels | None
+    icc = meta.icc
+    if deep:
+        from core import png
+
+        stream.seek(0)
+        pixels, alpha = png.read_deep(stream.read())
+    elif image.mode == "CMYK":
+        converted, said = colour.cmyk_to_rgb(np.asarray(image), icc)
+        pixels, alpha, icc, notes = converted, None, None, notes + said
+    else:
+        pixels, alpha = _split(image)
+    if icc is None and meta.icc is None and format in ("png", "avif"):
+        icc, said = _profile_in_numbers(image, stream)
+        notes += said
+    icc, said = colour.checked(icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
+    if animated:
+        alpha = np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha
+    return Picture(
+        pixels=upright(pixels, orientation),
+        alpha=None if alpha is None else upright(alpha, orientation),
+        meta=Metadata(icc=icc) if later else replace(meta, icc=icc),
+        duration=float(duration) if isinstance(duration, (int, float)) else 0.0,
+        lossless=lossless,
+        quality=quality,
+        subsampling=subsampling,
+        notes=() if later else notes + said,
+    )
 
 
-def _valid_dpi(dpi: object) -> tuple[float, float] | None:
-    try:
-        horizontal, vertical = (float(value) for value in dpi)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (horizontal, vertical) if 0 < horizontal < 1e5 and 0 < vertical < 1e5 else None
+def _profile_in_numbers(image: Image.Image, stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
+    """A profile for a file that states its colours in code points or numbers instead of one."""
+    stream.seek(0)
+    head = stream.read(1 << 16)
+    at = head.find(b"cICP") + 4 if image.format == "PNG" else head.find(b"colrnclx") + 8
+    if at >= 8 and at < head.find(b"IDAT" if image.format == "PNG" else b"mdat"):
+        step = 1 if image.format == "PNG" else 2
+        primaries, transfer = (int.from_bytes(head[at + i * step : at + (i + 1) * step], "big") for i in range(2))
+        return colour.profile_of_code_points(primaries, transfer)
+    gamma = image.info.get("gamma")
+    if "srgb" in image.info or not gamma:
+        return None, ()
+    return colour.profile_of_numbers(image.info.get("chromaticity"), 1 / gamma), ()
+
+
+def _jpeg_coding(image: Image.Image) -> tuple[int | None, str | None]:
+    """Quality, as libjpeg counts it, and subsampling of a JPEG."""
+    tables = getattr(image, "quantization", None) or {}
+    table = tables.get(0)
+    subsampling = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image))
+    if not table:
+        return None, subsampling
+    # libjpeg scales the table of the standard (Annex K, sum 3,679) by 50 / q below 50, and by 2 - q / 50 above.
+    factor = sum(table) / 3679
+    quality = 50 / factor if factor > 1 else 100 - 50 * factor
+    return max(1, min(100, round(quality))), subsampling
 
 
 def _split(image: Image.Image) -> tuple[Pixels, Pixels | None]:
-    """Colour (h, w, 1 or 3) and alpha (h, w) of an image in any mode."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 255.0
-        return np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)[:, :, None], None
-    has_alpha = image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
+    """Colour (h, w, 1 or 3) and alpha (h, w) of an image of up to 8 bits in any mode."""
     grey = image.mode in ("1", "L", "LA", "La")
-    image = image.convert({(True, True): "LA", (True, False): "L", (False, True): "RGBA"}.get((grey, has_alpha), "RGB"))
-    values8 = np.asarray(image)
-    if values8.ndim == 2:
-        return values8[:, :, None], None
-    if has_alpha:
-        return np.ascontiguousarray(values8[:, :, :-1]), np.ascontiguousarray(values8[:, :, -1])
-    return values8, None
+    if image.has_transparency_data:
+        values = np.asarray(image.convert("LA" if grey else "RGBA"))
+        return np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
+    values = np.asarray(image.convert("L" if grey else "RGB"))
+    return values.reshape(*values.shape[:2], -1), None
 
 
-def _upright(values: Pixels, orientation: int) -> Pixels:
+def upright(values: Pixels, orientation: int) -> Pixels:
     """Apply an EXIF orientation (EXIF 2.32, tag 0x0112) to (h, w) or (h, w, channels)."""
     if orientation >= 5:
         values = values.swapaxes(0, 1)
@@ -265,99 +590,18 @@ def _upright(values: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(values)
 
 
-def check_output_size(format: str, width: int, height: int, limits: Limits) -> None:
+def check_output_size(format: str, width: int, height: int, limits: Limits, frames: int = 1) -> None:
     """Refuse a result that is over the limit, or that the format cannot hold, before the work.
 
     Raises:
         TooLarge: more output pixels than the limit.
         OptionsError: a side is longer than the format can store.
     """
-    if width * height > limits.output_pixels:
+    if width * height * frames > limits.output_pixels:
         raise TooLarge(
-            f"the result would have {width}x{height} pixels, over the limit of "
-            f"{limits.output_pixels / 1e6:,.6g} megapixels: ask for a smaller scale"
+            f"the result would have {width}x{height} pixels{f' in {frames} frames' if frames > 1 else ''}, "
+            f"over the limit of {limits.output_pixels / 1e6:,.6g} megapixels: ask for a smaller scale"
         )
     longest = MAX_SIDE.get(format)
     if longest is not None and max(width, height) > longest:
         raise OptionsError(f"{format} holds at most {longest} pixels a side, not {width}x{height}: choose png or tiff")
-
-
-def encode(picture: Picture, stream: BinaryIO, format: str, quality: int | None = None) -> tuple[str, ...]:
-    """Write a picture; returns one line for each thing that the format could not carry.
-
-    Args:
-        picture: what to write; its own `format` does not matter.
-        stream: open for writing, binary.
-        format: one of `FORMATS`.
-        quality: 1 to 100 for JPEG and WebP; None means 95.
-
-    Raises:
-        OutputError: the stream cannot be written (a full disk, for example).
-    """
-    pixels, alpha, notes = picture.pixels, picture.alpha, []
-    if alpha is not None and format == "jpeg":
-        # JPEG has no transparency: composite over white, as a browser would show it on a page.
-        weight = alpha[:, :, None].astype(np.float32) / 255
-        pixels = (pixels * weight + 255 * (1 - weight) + 0.5).astype(np.uint8)
-        alpha = None
-        notes.append("jpeg has no transparency: the picture was put on white")
-    layers = [pixels[:, :, channel] for channel in range(pixels.shape[2])]
-    if alpha is not None and format in ("bmp", "webp") and len(layers) == 1:
-        layers = layers * 3  # these two store alpha beside colour only
-    if alpha is not None:
-        layers.append(alpha)
-    image = Image.fromarray(layers[0] if len(layers) == 1 else np.stack(layers, axis=-1))
-    extra: dict[str, object] = {}
-    if format == "jpeg":
-        extra = {"quality": quality or 95, "subsampling": 0 if (quality or 95) >= 90 else 2}
-    elif format == "webp":
-        extra = {"quality": quality or 95, "method": 4, "exact": True}
-    elif format == "png":
-        extra = {"compress_level": 4}  # 6 takes three times as long for 2 % less
-    elif format == "tiff":
-        extra = {"compression": "tiff_adobe_deflate", "big_tiff": image.width * image.height * len(layers) > 3 << 30}
-    if picture.icc is not None and format != "bmp":
-        extra["icc_profile"] = picture.icc
-    if picture.exif is not None and format != "bmp":
-        extra["exif"] = picture.exif
-    if picture.dpi is not None and format != "webp":
-        extra["dpi"] = picture.dpi
-    try:
-        image.save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
-    except OSError as error:
-        raise OutputError(f"cannot write the result: {error.strerror or error}") from error
-    return tuple(notes)
-
-
-class _Plain:
-    """A stream without a file descriptor: Pillow writes to descriptors past Python, and loses the system's reason."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.write, self.flush, self.seek, self.tell = stream.write, stream.flush, stream.seek, stream.tell
-        self.read = stream.read
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete; nothing is left behind on failure.
-
-    Raises:
-        OutputError: the directory is missing or not writable, or the disk is full.
-    """
-    path = Path(os.path.realpath(path))  # through links, which stay
-    device = path.exists() and not path.is_file()  # /dev/stdout is written, not replaced
-    part = path if device else path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        stream = part.open("wb")
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error
-    try:
-        with stream:
-            yield stream
-        if not device:
-            part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if not device:
-            part.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""HEIC and HEIF, read through libheif; its primary picture, with the bits that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+
+from core import colour, metadata
+from core.image import Picture, Pixels, Probe, check_size, decoder_errors
+from core.metadata import Metadata
+from core.options import Limits
+
+
+def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+    """The header of a HEIF, and a function that decodes its primary picture.
+
+    Raises:
+        UnreadableImage: damaged.
+        TooLarge: over a limit.
+    """
+    import pi_heif  # type: ignore[import-untyped]
+
+    pi_heif.options.THUMBNAILS = False
+    file = pi_heif.open_heif(stream, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    width, height = file.size
+    check_size(width, height, 1, limits)
+    others = len(file) - 1
+    layers = str(file.mode).split(";")[0]
+    found = Probe("heif", width, height, size, str(file.mode), 1, None, layers[-1] in "Aa", int(file.info["bit_depth"]))
+
+    def decode_pages() -> Iterator[Picture]:
+        with decoder_errors():
+            info = file.info
+            depth = int(info["bit_depth"])
+            values = np.asarray(file)
+            if values.shape[:2] != (height, width):
+                raise ValueError("not the pixels that its header says")
+            values = values.reshape(height, width, -1)
+            if depth > 8:  # 10 or 12 bits
+                top = (1 << depth) - 1
+                values = (np.minimum(values, top).astype(np.uint32) * 65535 // top).astype(np.uint16)
+            picture = _picture(values, layers, info, others)
+        yield picture
+
+    return found, decode_pages
+
+
+def _picture(values: Pixels, layers: str, info: dict[str, object], others: int) -> Picture:
+    alpha: Pixels | None = None
+    pixels = values
+    if layers[-1] in "Aa":
+        pixels, alpha = np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
+        if layers[-1] == "a":  # colour is stored multiplied by alpha
+            top = np.iinfo(pixels.dtype).max
+            whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
+            pixels = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+    block, xmp, icc = (info.get(name) or None for name in ("exif", "xmp", "icc_profile"))
+    meta = Metadata(
+        icc=icc if isinstance(icc, bytes) else None,
+        exif=block.removeprefix(b"Exif\0\0") if isinstance(block, bytes) else None,
+        xmp=xmp if isinstance(xmp, bytes) else None,
+    )
+    meta = replace(meta, dpi=metadata.exif_dpi(meta.exif))
+    meta, notes = metadata.bounded(meta)
+    said: tuple[str, ...] = ()
+    nclx = info.get("nclx_profile")
+    if meta.icc is None and isinstance(nclx, dict):
+        profile, said = colour.profile_of_code_points(
+            int(nclx["color_primaries"]), int(nclx["transfer_characteristics"])
+        )
+        meta = replace(meta, icc=profile)
+    icc, wrong = colour.checked(meta.icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
+    if others > 0:
+        said += (f"the first of {others + 1} pictures in the file was taken",)
+    return Picture(pixels, alpha, replace(meta, icc=icc), lossless=False, notes=notes + said + wrong)
