@@ -1,0 +1,414 @@
+"""Swin2SR for inference, from Hugging Face checkpoints and without transformers (Conde et al. 2022, arXiv:2209.11345).
+
+The result is that of transformers' `Swin2SRForImageSuperResolution`; the way there is shorter:
+
+- What depends on the weights alone is computed once, on loading: position biases, logit scales, query, key and
+  value as one matrix, and the 1x1 convolution that follows each stage's last 3x3 folded into it.
+- Tokens stay in window order through the attention layers. One gather takes them from one layer's windows to the
+  next one's, where the reference rolls, partitions, reverses and rolls back the whole picture.
+- Windows go through a whole layer in chunks that fit the processor's cache. All chunks have the same shape (the
+  last is filled up), so a window's result has the same bits whatever the picture around it: tiles equal the whole.
+
+Shapes below: n pictures of h x w pixels, one token a pixel; C channels, H heads of D = C / H channels, N tokens in
+a window, B windows in a chunk, T = B * N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.errors import ModelError
+from core.swin2sr_config import UPSAMPLER_WIDTH, Swin2SRConfig
+
+__all__ = ["Swin2SR", "Swin2SRConfig"]
+
+#: The training pictures' mean colour, for which the format has no key.
+_MEAN = (0.4488, 0.4371, 0.4040)
+
+#: Floats in a chunk of tokens, at most: 16 windows of 8x8 at 180 channels. Query, key and value take 2 MB then.
+_CHUNK = 192 * 1024
+
+#: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
+_Take = Callable[..., Tensor]
+
+#: How many windows of a chunk, one after another, have which kind of mask (see `_masks`).
+_Runs = list[tuple[int, int]]
+
+
+class Swin2SR(nn.Module):
+    """RGB in [0, 1] to RGB, `scale` times as large; not clipped.
+
+    Without weights until `load`. After that, `to(torch.bfloat16)` and `to("cuda")` work as usual.
+    """
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take the weights, under transformers' names, and compute what depends on them alone.
+
+        Raises:
+            ModelError: a tensor is missing, left over, or not of the shape that the configuration says.
+        """
+        rest = dict(state)
+
+        def take(name: str, *shape: int) -> Tensor:
+            tensor = rest.pop(name, None)
+            if tensor is None:
+                raise ModelError(f"the checkpoint has no {name}")
+            if tensor.shape != shape:
+                raise ModelError(f"the checkpoint's {name} is {tuple(tensor.shape)}, config.json says {shape}")
+            return tensor.detach().to("cpu", torch.float32)
+
+        config, dim = self.config, self.config.embed_dim
+        self.first = _conv(take, "swin2sr.first_convolution", 3, dim)
+        self.embed = _conv(take, "swin2sr.embeddings.patch_embeddings.projection", dim, dim, side=1)
+        self.norm_embed = _norm(take, "swin2sr.embeddings.patch_embeddings.layernorm", dim, 1e-5)
+        stages = range(len(config.depths))
+        self.stages = nn.ModuleList(_Stage(take, f"swin2sr.encoder.stages.{i}", config, i) for i in stages)
+        self.norm = _norm(take, "swin2sr.layernorm", dim, config.layer_norm_eps)
+        self.after_body = _conv(take, "swin2sr.conv_after_body", dim, dim)
+        self.upsample, self.last = _upsampler(take, config)
+        aux = config.upsampler == "pixelshuffle_aux"
+        self.bicubic = _conv(take, "upsample.conv_bicubic", 3, UPSAMPLER_WIDTH) if aux else None
+        if rest:
+            raise ModelError(f"the checkpoint has {min(rest)}, which config.json does not say")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, 3, scale * h, scale * w), in fp32 whatever the type of the weights.
+
+        Raises:
+            ValueError: h or w is not a multiple of the window.
+        """
+        n, _, h, w = x.shape
+        config, window = self.config, self.config.window
+        if h % window or w % window or not n * h * w:
+            raise ValueError(f"both sides must be multiples of {window}, not {h} and {w}")
+        # On a GPU, chunks would only be more launches.
+        tables = _tables(n, h, w, window, _chunk(config) if x.is_cpu else n * h * w // window**2, x.device)
+        x = x.float()
+        mean = torch.tensor(_MEAN, device=x.device).view(1, 3, 1, 1)
+        y = ((x - mean) * config.img_range).to(self.first.weight.dtype)
+        shallow = self.first(y.contiguous(memory_format=torch.channels_last))  # (n, C, h, w)
+        y = _picture(self.norm_embed(_tokens(self.embed(shallow))), shallow)
+        for stage in self.stages:
+            y = stage(y, tables)  # (n, C, h, w)
+        y = self.after_body(_picture(self.norm(_tokens(y)), shallow)) + shallow
+        y = self.upsample(y)
+        if self.bicubic is not None:
+            size = (config.scale * h, config.scale * w)
+            large = F.interpolate(x, size, mode="bicubic", align_corners=False)
+            y = y + self.bicubic(large.to(y.dtype))  # (n, UPSAMPLER_WIDTH, scale * h, scale * w)
+        # bf16 is too coarse for the sum of detail and mean, so that is fp32.
+        result: Tensor = self.last(y).float() / config.img_range + mean
+        return result
+
+
+def _upsampler(take: _Take, config: Swin2SRConfig) -> tuple[nn.Sequential, nn.Sequential]:
+    """Features to those of the large picture, and those to RGB; "pixelshuffle_aux" adds something in between."""
+    dim, wide, name = config.embed_dim, UPSAMPLER_WIDTH, "upsample"
+    if config.upsampler == "pixelshuffledirect":
+        conv = _conv(take, f"{name}.conv", dim, 3 * config.scale**2)
+        return nn.Sequential(conv, nn.PixelShuffle(config.scale)), nn.Sequential()
+
+    def relu(slope: float = 0.01) -> nn.Module:
+        return nn.LeakyReLU(slope, inplace=True)
+
+    steps: list[nn.Module] = [_conv(take, f"{name}.conv_before_upsample", dim, wide), relu()]
+    if config.upsampler == "nearest+conv":
+        for conv_up in ("conv_up1", "conv_up2"):
+            steps += [nn.Upsample(scale_factor=2), _conv(take, f"{name}.{conv_up}", wide, wide), relu(0.2)]
+        steps += [_conv(take, f"{name}.conv_hr", wide, wide), relu(0.2)]
+    if config.upsampler == "pixelshuffle_aux":
+        # Through RGB at the input's size: trained to be the input without its compression artefacts.
+        steps += [_conv(take, f"{name}.conv_aux", wide, 3), _conv(take, f"{name}.conv_after_aux.0", 3, wide), relu()]
+    if config.upsampler in ("pixelshuffle", "pixelshuffle_aux"):
+        for i, factor in enumerate(config.shuffles):
+            convolution = f"{name}.upsample.convolution" + ("" if factor == 3 else f"_{i}")
+            steps += [_conv(take, convolution, wide, wide * factor**2), nn.PixelShuffle(factor)]
+    return nn.Sequential(*steps), nn.Sequential(_conv(take, f"{name}.final_convolution", wide, 3))
+
+
+class _Stage(nn.Module):
+    """Attention layers, then convolutions; and a way around both."""
+
+    def __init__(self, take: _Take, name: str, config: Swin2SRConfig, number: int) -> None:
+        super().__init__()
+        dim, narrow = config.embed_dim, config.embed_dim // 4
+        layers = range(config.depths[number])
+        heads = config.num_heads[number]
+        self.layers = nn.ModuleList(_Layer(take, f"{name}.layers.{i}", config, heads, config.shift(i)) for i in layers)
+        if config.resi_connection == "1conv":
+            convs = [_conv(take, f"{name}.conv", dim, dim)]
+        else:
+            squeeze, expand = _conv(take, f"{name}.conv.0", dim, narrow), _conv(take, f"{name}.conv.4", narrow, dim)
+            convs = [squeeze, _conv(take, f"{name}.conv.2", narrow, narrow, side=1), expand]
+        # A 1x1 convolution follows the last one with nothing in between: one convolution does both.
+        last, embed = convs.pop(), _conv(take, f"{name}.patch_embed.projection", dim, dim, side=1)
+        matrix = embed.weight[:, :, 0, 0].double()  # (C, C)
+        weight = torch.einsum("om,mihw->oihw", matrix, last.weight.double())
+        self.convs = nn.ModuleList([*convs, _Conv(weight.float(), (matrix @ last.bias.double() + embed.bias).float())])
+
+    def forward(self, x: Tensor, tables: _Tables) -> Tensor:
+        """(n, C, h, w) -> (n, C, h, w), both channels_last."""
+        y = _tokens(x)  # (n * h * w, C)
+        for i, layer in enumerate(self.layers):
+            table = (
+                tables.shifted_from_plain if i % 2 else tables.plain_from_shifted if i else tables.plain_from_picture
+            )
+            out = y.new_empty(len(table), y.shape[1])
+            for number, runs in enumerate(tables.shifted_runs if i % 2 else tables.plain_runs):
+                part = slice(number * tables.chunk, (number + 1) * tables.chunk)
+                out[part] = layer(y.index_select(0, table[part]), runs)
+            y = out
+        y = y.index_select(0, tables.picture_from_plain if len(self.layers) % 2 else tables.picture_from_shifted)
+        y = _picture(y, x)  # (n, C, h, w)
+        for conv in self.convs[:-1]:
+            y = F.leaky_relu(conv(y), 0.2, inplace=True)
+        result: Tensor = self.convs[-1](y) + x
+        return result
+
+
+class _Layer(nn.Module):
+    """Attention in windows by cosine similarity and position, then an MLP; a norm follows each (arXiv:2111.09883)."""
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, take: _Take, name: str, config: Swin2SRConfig, heads: int, shift: int) -> None:
+        super().__init__()
+        dim, hidden, attention = config.embed_dim, config.hidden, f"{name}.attention.self"
+        self.heads, self.tokens = heads, config.window**2
+        weight = torch.cat([take(f"{attention}.{part}.weight", dim, dim) for part in ("query", "key", "value")])
+        bias = torch.zeros(3 * dim)  # key has none
+        if config.qkv_bias:
+            bias[:dim], bias[2 * dim :] = take(f"{attention}.query.bias", dim), take(f"{attention}.value.bias", dim)
+        self.qkv = _Linear(weight, bias)
+        self.project = _linear(take, f"{name}.attention.output.dense", dim, dim)
+        self.norm_attention = _norm(take, f"{name}.layernorm_before", dim, config.layer_norm_eps)
+        self.expand = _linear(take, f"{name}.intermediate.dense", dim, hidden, gelu=True)
+        self.reduce = _linear(take, f"{name}.output.dense", hidden, dim)
+        self.norm_mlp = _norm(take, f"{name}.layernorm_after", dim, config.layer_norm_eps)
+
+        scale = take(f"{attention}.logit_scale", heads, 1, 1).clamp(max=math.log(100)).exp()
+        self.register_buffer("gain", torch.cat([scale.view(heads, 1), torch.ones(heads, 1)]))  # (2H, 1)
+        mlp = f"{attention}.continuous_position_bias_mlp"
+        offsets, index = _offsets(config.window)
+        hats = F.linear(offsets, take(f"{mlp}.0.weight", 512, 2), take(f"{mlp}.0.bias", 512)).relu()
+        by_offset = 16 * F.linear(hats, take(f"{mlp}.2.weight", heads, 512)).sigmoid()  # ((2 * window - 1)**2, H)
+        position = by_offset[index].permute(2, 0, 1)  # (H, N, N)
+        # Softmax ignores what a row has in common. Without it, the biases that matter are near 0, where bf16 is fine.
+        position = position - position.amax(-1, keepdim=True)
+        self.register_buffer("bias", (position + _masks(config.window, shift)).contiguous())  # (kinds, H, N, N)
+
+    def forward(self, x: Tensor, runs: _Runs) -> Tensor:
+        """(T, C) -> (T, C)."""
+        total, dim = x.shape
+        qkv = self.qkv(x)  # (T, 3C)
+        qk = qkv[:, : 2 * dim].view(total, 2 * self.heads, -1)  # (T, 2H, D)
+        squares = qk.float().square().sum(-1, keepdim=True)  # (T, 2H, 1)
+        qk = (qk * (self.gain * squares.clamp_min(1e-24).rsqrt())).to(x.dtype)
+        q, k = qk.view(-1, self.tokens, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
+        v = qkv[:, 2 * dim :].view(-1, self.tokens, self.heads, dim // self.heads).transpose(1, 2)  # (B, H, N, D)
+        parts, start = [], 0
+        for count, kind in runs:
+            run, bias = slice(start, start + count), self.bias[kind : kind + 1]  # (1, H, N, N)
+            y = F.scaled_dot_product_attention(q[run], k[run], v[run], attn_mask=bias, scale=1.0)
+            parts.append(y.transpose(1, 2))  # (count, N, H, D)
+            start += count
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(total, dim)
+        x = self.norm_attention(self.project(y)).add_(x)
+        result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)
+        return result
+
+
+class _Weights(nn.Module):
+    """A weight and a bias, as buffers: nothing here is trained."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+
+class _Conv(_Weights):
+    """Convolution that keeps the size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in, h, w) -> (n, out, h, w)."""
+        pad = self.weight.shape[-1] // 2
+        if _onednn(x):
+            # conv2d takes other kernels, with other bits, for small inputs.
+            out: Tensor = torch.mkldnn_convolution(x, self.weight, self.bias, (pad, pad), (1, 1), (1, 1), 1)
+            return out
+        return F.conv2d(x, self.weight, self.bias, padding=pad)
+
+
+class _Norm(_Weights):
+    """Layer norm over the channels."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        super().__init__(weight, bias)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, C) -> (tokens, C)."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class _Linear(_Weights):
+    """Matrix product, and GELU if asked for.
+
+    PyTorch gives fp32 products to MKL, which is slow on processors that are not Intel's, and rearranges bf16
+    weights in every call. oneDNN with the weight packed once does neither, and applies GELU on the way.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, gelu: bool = False) -> None:
+        super().__init__(weight, bias)
+        self.gelu = gelu
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        if _onednn(x) and not (torch.is_grad_enabled() and x.requires_grad):
+            if self.packed is None or self.packed.dtype != x.dtype:
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[0])
+            after = "gelu" if self.gelu else "none"
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], "none")
+            return out
+        out = F.linear(x, self.weight, self.bias)
+        return F.gelu(out) if self.gelu else out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": None}  # oneDNN's layout can be neither copied nor pickled
+
+
+def _onednn(x: Tensor) -> bool:
+    """Whether oneDNN has kernels for this tensor's device and type."""
+    if not x.is_cpu or not torch._C._has_mkldnn:
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _conv(take: _Take, name: str, inputs: int, outputs: int, side: int = 3) -> _Conv:
+    return _Conv(take(f"{name}.weight", outputs, inputs, side, side), take(f"{name}.bias", outputs))
+
+
+def _norm(take: _Take, name: str, dim: int, eps: float) -> _Norm:
+    return _Norm(take(f"{name}.weight", dim), take(f"{name}.bias", dim), eps)
+
+
+def _linear(take: _Take, name: str, inputs: int, outputs: int, gelu: bool = False) -> _Linear:
+    return _Linear(take(f"{name}.weight", outputs, inputs), take(f"{name}.bias", outputs), gelu)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(n, C, h, w) -> (n * h * w, C); no copy where x is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _picture(tokens: Tensor, like: Tensor) -> Tensor:
+    """(n * h * w, C) -> (n, C, h, w), channels_last, with n, h and w from `like`."""
+    n, _, h, w = like.shape
+    return tokens.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _offsets(window: int) -> tuple[Tensor, Tensor]:
+    """All offsets between two tokens of a window, log-spaced, ((2 * window - 1)**2, 2); and which one is whose, (N, N).
+
+    Equations 4 and 5 of arXiv:2111.09883.
+    """
+    steps = torch.arange(1 - window, window) * (8 / (window - 1))
+    steps = steps.sign() * (steps.abs() + 1).log2() / math.log2(8)
+    places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (N, 2): row, column
+    between = places[:, None] - places[None, :] + window - 1  # (N, N, 2), counted from 0
+    return torch.cartesian_prod(steps, steps), between[..., 0] * (2 * window - 1) + between[..., 1]
+
+
+def _masks(window: int, shift: int) -> Tensor:
+    """(kinds, 1, N, N), to be added to the logits; four kinds of shifted window, one of others.
+
+    Shifted windows reach round the picture's edges. 0: inside; 1: over the right edge; 2: over the lower; 3: both.
+    """
+    if not shift:
+        return torch.zeros(1, 1, 1, 1)
+    beyond = torch.arange(window) >= window - shift  # tokens from the other side of the picture
+    kinds = []
+    for kind in range(4):
+        side = (2 * (beyond & (kind >= 2))[:, None] + (beyond & (kind % 2 == 1))).flatten()  # (N,)
+        # Between two sides, the reference subtracts 100 twice.
+        kinds.append((side[:, None] != side) * -200.0)
+    return torch.stack(kinds).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Where tokens come from, for one size of picture: token i of x is token x_from_y[i] of y.
+
+    "picture" is row by row; "plain" window by window; "shifted" window by window with the windows shifted, sorted by
+    kind of mask so that few chunks have more than one. The last two are filled up to whole chunks.
+
+    Attributes:
+        chunk: tokens in a chunk, T.
+        plain_runs: of each chunk.
+        shifted_runs: of each chunk.
+    """
+
+    chunk: int
+    plain_runs: list[_Runs]
+    shifted_runs: list[_Runs]
+    plain_from_picture: Tensor
+    shifted_from_plain: Tensor
+    plain_from_shifted: Tensor
+    picture_from_plain: Tensor
+    picture_from_shifted: Tensor
+
+
+@lru_cache(maxsize=8)
+def _tables(n: int, h: int, w: int, window: int, chunk: int, device: torch.device) -> _Tables:
+    """The tables of n pictures of h x w, with `chunk` windows in a chunk."""
+    rows, columns, half = h // window, w // window, window // 2
+    kind = torch.zeros(n, rows, columns, dtype=torch.int64)
+    kind[:, :, -1] += 1
+    kind[:, -1, :] += 2
+    kinds, order = kind.flatten().sort(stable=True)
+    pixels = torch.arange(n * h * w).view(n, h, w)
+
+    def windows(grid: Tensor) -> Tensor:
+        return grid.view(n, rows, window, columns, window).transpose(2, 3).reshape(-1, window**2)  # (windows, N)
+
+    def filled(table: Tensor) -> Tensor:
+        return torch.cat([table, table[:1].expand(-len(table) % chunk, -1)]).flatten()
+
+    plain, shifted = windows(pixels), windows(pixels.roll((-half, -half), (1, 2)))[order]
+    in_plain, in_shifted = plain.flatten().argsort(), shifted.flatten().argsort()  # the place of each pixel
+    chunks = filled(kinds.unsqueeze(1)).view(-1, chunk).tolist()
+    return _Tables(
+        chunk=chunk * window**2,
+        plain_runs=[[(chunk, 0)] for _ in chunks],
+        shifted_runs=[[(len(list(run)), kind) for kind, run in groupby(part)] for part in chunks],
+        plain_from_picture=filled(plain).int().to(device),
+        shifted_from_plain=in_plain[filled(shifted)].int().to(device),
+        plain_from_shifted=in_shifted[filled(plain)].int().to(device),
+        picture_from_plain=in_plain.int().to(device),
+        picture_from_shifted=in_shifted.int().to(device),
+    )
+
+
+def _chunk(config: Swin2SRConfig) -> int:
+    """Windows in a chunk on a CPU: a power of two, since the windows of a tile often divide by one."""
+    return 1 << int(math.log2(max(1, _CHUNK // (config.embed_dim * config.window**2))))
