@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -226,12 +227,10 @@ def test_before_the_time_runs_out_the_job_is_handed_back(call: Call, store: Loca
 
 
 @pytest.fixture
-def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """A queue and a job definition on moto, which takes jobs and does not run them; as settings."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
     dispatch.batch_client.cache_clear()
-    import urllib.request
-
     body = json.dumps({"batch": {"use_docker": False}}).encode()
     urllib.request.urlopen(f"{moto}/moto-api/config", body, timeout=10).close()
     client = boto3.client("batch")
@@ -251,7 +250,8 @@ def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         type="container",
         containerProperties={"image": "upscaler", "vcpus": 1, "memory": 512, "command": ["true"]},
     )
-    return {"batch_queue": name, "batch_job_definition": name}
+    yield {"batch_queue": name, "batch_job_definition": name}
+    dispatch.batch_client.cache_clear()
 
 
 def test_what_is_too_big_for_lambda_goes_to_batch(
