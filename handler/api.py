@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -230,7 +231,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         redirect_slashes=False,
     )
     app.state.start = start
-    gate = guard.Gate(settings.max_concurrency, WAITING * settings.max_concurrency)
+    app.state.gate = gate = guard.Gate(settings.max_concurrency, WAITING * settings.max_concurrency)
     ttl = timedelta(days=settings.job_ttl_days)
 
     @cache
@@ -688,11 +689,13 @@ def warm(settings: Settings) -> threading.Thread | None:
 
     def load() -> None:
         try:
-            asked = options.parse({"model": settings.warm_model}, settings)
-            chosen, _ = worker.with_local_model(replace(asked, scale=2, format="png"), settings)
+            asked = replace(options.parse({}, settings), model=settings.warm_model, format="png")
+            chosen, _ = worker.with_local_model(asked, settings)
             picture = io.BytesIO()
             Image.new("L", (8, 8)).save(picture, "PNG")
             core.upscale(picture, chosen)
+            while not app.state.gate.idle:  # measuring beside a picture gives a wrong rate, and takes its time
+                time.sleep(1)
             core.estimate(64, 64, chosen, measure=True)
         except Exception:  # the first request will tell
             log.exception("the model %s could not be warmed up", settings.warm_model)

@@ -170,6 +170,11 @@ class Gate:
         self._inside = 0
         self._seconds = 0.0  # of estimated work inside
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody works or waits."""
+        return self._inside == 0
+
     def check(self) -> None:
         """For refusing before a body is read. Raises: Problem (busy)."""
         if self._inside >= self._room:
