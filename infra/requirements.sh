@@ -1,0 +1,19 @@
+#!/bin/sh
+# infra/requirements.txt from pyproject.toml: every version with its hashes, for every platform. The Dockerfile installs
+# torch, and with CUDA what it needs of NVIDIA, by version alone: its index differs from platform to platform.
+# Run by `make requirements`; UV is the program of https://docs.astral.sh/uv.
+set -eu
+cd "$(dirname "$0")/.."
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+compile() {
+    "${UV:-uv}" pip compile pyproject.toml --extra service --universal --python-version 3.11 \
+        --quiet --no-annotate --no-header "$@"
+}
+compile --output-file "$list"
+apart=$(sed -nE 's/^((torch|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==.*)/\1/p' "$list" | cut -d= -f1 | sort -u)
+{
+    echo "# Made by \`make requirements\` from pyproject.toml; do not edit."
+    # shellcheck disable=SC2046 # one argument for each name
+    compile --generate-hashes $(printf -- '--no-emit-package %s ' $apart) | sed '/^# The following/,$d'
+} >infra/requirements.txt
