@@ -35,7 +35,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
         with decoder_errors():
             info = file.info
             depth = int(info["bit_depth"])
-            values = np.asarray(file)
+            values = np.array(file)  # a copy: libheif frees its pixels together with the file
             if values.shape[:2] != (height, width):
                 raise ValueError("not the pixels that its header says")
             values = values.reshape(height, width, -1)

@@ -191,9 +191,9 @@ def probe(source: Source, limits: Limits | None = None, *, declared: str | None 
     """
     limits = limits or Limits()
     if limits.worker:
-        from core import sandbox
+        from core.sandbox import probe as probe_elsewhere
 
-        found = sandbox.probe(source, limits)
+        found = probe_elsewhere(source, limits)
     else:
         with _opened(source, limits) as (found, _):
             pass
@@ -216,9 +216,9 @@ def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
     """
     limits = limits or Limits()
     if limits.worker:
-        from core import sandbox
+        from core.sandbox import pages as pages_elsewhere
 
-        yield from sandbox.pages(source, limits)
+        yield from pages_elsewhere(source, limits)
         return
     with _opened(source, limits) as (_, decode_pages):
         yield from decode_pages()

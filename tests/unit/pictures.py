@@ -56,6 +56,102 @@ def exif_block(**tags: Any) -> bytes:
     return exif.tobytes()
 
 
+def full_exif(order: str = "<", orientation: int = 6, width: int = 20, height: int = 12) -> bytes:
+    """EXIF such as a camera writes, built by hand: sizes, resolution, maker note, place, and a thumbnail at the end."""
+    thumbnail = saved(np.full((8, 8, 3), 77, np.uint8), "JPEG")
+
+    def directory(at: int, entries: list[tuple[int, int, int, bytes]], following: int = 0) -> bytes:
+        head = struct.pack(order + "H", len(entries))
+        tail = b""
+        start = at + 2 + 12 * len(entries) + 4
+        for tag, kind, number, value in sorted(entries):
+            field = value
+            if len(value) > 4:
+                field = struct.pack(order + "I", start + len(tail))
+                tail += value + bytes(len(value) % 2)
+            head += struct.pack(order + "HHI", tag, kind, number) + field.ljust(4, b"\0")
+        return head + struct.pack(order + "I", following) + tail
+
+    def short(value: int) -> bytes:
+        return struct.pack(order + "H", value)
+
+    def long(value: int) -> bytes:
+        return struct.pack(order + "I", value)
+
+    def ratio(*values: int) -> bytes:
+        return struct.pack(f"{order}{len(values)}I", *values)
+
+    artist = "Artist Näme".encode() + b"\0"
+    below = [
+        (0xA002, 4, 1, long(width)),
+        (0xA003, 4, 1, long(height)),
+        (0x927C, 7, 40, b"MAKER NOTE" + bytes(range(30))),
+        (0x829A, 5, 1, ratio(1, 125)),
+    ]
+    place = [(1, 2, 2, b"N\0"), (2, 5, 3, ratio(48, 1, 51, 1, 30, 1)), (0x1D, 2, 11, b"2020:01:02\0")]
+    first = [
+        (0x010F, 2, 6, b"Maker\0"),
+        (0x0112, 3, 1, short(orientation)),
+        (0x011A, 5, 1, ratio(300, 1)),
+        (0x011B, 5, 1, ratio(300, 1)),
+        (0x0128, 3, 1, short(2)),
+        (0x013B, 2, len(artist), artist),
+        (0x8769, 4, 1, long(0)),
+        (0x8825, 4, 1, long(0)),
+    ]
+    size = len(directory(8, first))
+    exif_at = 8 + size
+    gps_at = exif_at + len(directory(exif_at, below))
+    thumb_at = gps_at + len(directory(gps_at, place))
+    first[6], first[7] = (0x8769, 4, 1, long(exif_at)), (0x8825, 4, 1, long(gps_at))
+    second = [(0x0103, 3, 1, short(6)), (0x0201, 4, 1, long(0)), (0x0202, 4, 1, long(len(thumbnail)))]
+    data_at = thumb_at + len(directory(thumb_at, second))
+    second[1] = (0x0201, 4, 1, long(data_at))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + long(8)
+    parts = [directory(8, first, thumb_at), directory(exif_at, below), directory(gps_at, place)]
+    return head + b"".join(parts) + directory(thumb_at, second) + thumbnail
+
+
+XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"
+xmlns:exif="http://ns.adobe.com/exif/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" tiff:Orientation="6"
+exif:PixelXDimension="20" exif:GPSLatitude="48,51.5N" exif:GPSLongitude='2,21E'>
+<exif:PixelYDimension>12</exif:PixelYDimension>
+<dc:title>T\xc3\xaftle</dc:title></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
+
+
+def iptc_records() -> bytes:
+    """IPTC-IIM: one keyword and a caption."""
+    found = b""
+    for dataset, value in ((25, b"keyword"), (120, b"caption")):
+        found += bytes([0x1C, 2, dataset]) + struct.pack(">H", len(value)) + value
+    return found
+
+
+def app13(records: bytes) -> bytes:
+    """The JPEG segment that carries IPTC, as Photoshop writes it: with another resource before it."""
+    other = b"8BIM" + struct.pack(">H", 0x0BB7) + b"\x03abc" + struct.pack(">I", 3) + b"xyz\0"
+    block = b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(records)) + records + bytes(len(records) % 2)
+    data = b"Photoshop 3.0\0" + other + block
+    return b"\xff\xed" + struct.pack(">H", len(data) + 2) + data
+
+
+def with_everything(pixels: Array, format: str = "JPEG", icc: bytes | None = None, orientation: int = 1) -> bytes:
+    """A file with everything that a JPEG can carry beside its pixels."""
+    height, width = pixels.shape[:2]
+    return saved(
+        pixels,
+        format,
+        quality=92,
+        exif=b"Exif\0\0" + full_exif("<", orientation, width, height),
+        xmp=XMP,
+        icc_profile=icc or srgb_profile(),
+        comment="Comment wïth more".encode(),
+        extra=app13(iptc_records()),
+        dpi=(300, 300),
+    )
+
+
 def png_chunk(name: bytes, data: bytes) -> bytes:
     """One PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
