@@ -37,6 +37,7 @@ from starlette.requests import ClientDisconnect
 
 import core
 from core import image, models
+from core.options import FORMATS
 from handler import dispatch, guard, jobs, logs, options, problems, webhook, worker
 from handler.jobs import Backend, State
 from handler.options import Asked
@@ -110,7 +111,7 @@ _FORM = {
                     "file": {
                         "type": "string",
                         "format": "binary",
-                        "description": "The picture: JPEG, PNG, WebP, TIFF or BMP.",
+                        "description": f"The picture: {image.READABLE}.",
                     },
                     **Asked.model_json_schema()["properties"],
                 },
@@ -311,7 +312,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
 
     def prepare(file: BinaryIO, asked: core.Options) -> tuple[core.Probe, jobs.Estimate]:
         header = core.probe(file, options.limits(settings))
-        return header, dispatch.plan(header.width, header.height, header.format, asked, settings)
+        return header, dispatch.plan(header, asked, settings)
 
     @app.post(
         "/upscale",
@@ -322,7 +323,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             200: {
                 "description": "The picture, as a download.",
                 "headers": _UPSCALE_HEADERS,
-                "content": {media: {} for media in image.MEDIA_TYPES.values()},
+                "content": {image.MEDIA_TYPES[format]: {} for format in FORMATS},
             },
             202: {
                 "description": "The work is too long to wait for, or `Prefer: respond-async` was sent: a job.",
@@ -441,7 +442,8 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         if wanted.width is not None and wanted.height is not None:
             media_types = {media: format for format, media in image.MEDIA_TYPES.items()}
             format = media_types.get(wanted.content_type, "png")
-            plan = dispatch.plan(wanted.width, wanted.height, format, asked, settings)
+            picture = core.Probe(format, wanted.width, wanted.height, wanted.bytes or 0, "")
+            plan = dispatch.plan(picture, asked, settings)
         job, new = jobs.put(store(), id, wanted.as_request(), ttl=ttl, estimate=plan)
         shown = view(request, job, upload=True)
         return JSONResponse(shown, 201 if new else 200, {"Location": f"{folder}{job.id}"})
@@ -506,7 +508,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
     def estimate(wanted: EstimateRequest) -> jobs.Estimate:
         """Where the work would run, its seconds, memory, and cost, and the size of the result."""
         asked = options.parse(wanted.options.model_dump(exclude_none=True), settings)
-        return dispatch.plan(wanted.width, wanted.height, "png", asked, settings)
+        return dispatch.plan(core.Probe("png", wanted.width, wanted.height, 0, ""), asked, settings)
 
     @app.get("/models", summary="Models by name", tags=["upscale"], responses=documented())
     def list_models() -> list[ModelInfo]:
@@ -693,7 +695,7 @@ def warm(settings: Settings) -> threading.Thread | None:
             chosen, _ = worker.with_local_model(asked, settings)
             picture = io.BytesIO()
             Image.new("L", (8, 8)).save(picture, "PNG")
-            core.upscale(picture, chosen)
+            core.upscale(picture, chosen, limits=options.limits(settings))
             while not app.state.gate.idle:  # measuring beside a picture gives a wrong rate, and takes its time
                 time.sleep(1)
             core.estimate(64, 64, chosen, measure=True)

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import core
-from core import image, models
+from core import encode, image, models
 from handler.jobs import Backend, Estimate, Job
 from handler.options import limits
 from handler.settings import MIB, Settings
@@ -42,13 +42,11 @@ def route(estimate: core.Estimate, settings: Settings) -> Backend:
     return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
 
 
-def plan(width: int, height: int, format: str, options: core.Options, settings: Settings) -> Estimate:
+def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Estimate:
     """Check a picture against the limits, and say what it will take and where it runs.
 
     Args:
-        width: of the input, pixels, orientation applied.
-        height: of the input, pixels.
-        format: of the input, one of `core.options.FORMATS`.
+        picture: of which only format, sides and frames matter.
         options: from `handler.options.parse`.
         settings: the limits and the budgets.
 
@@ -57,12 +55,16 @@ def plan(width: int, height: int, format: str, options: core.Options, settings: 
         core.OptionsError: the options do not fit this picture.
     """
     allowed = limits(settings)
-    if width * height > allowed.input_pixels:
+    width, height = picture.width, picture.height
+    if width * height * picture.frames > allowed.input_pixels:
         raise core.TooLarge(
             f"the input has {width}x{height} pixels, over the limit of {allowed.input_pixels / 1e6:,.6g} megapixels"
         )
-    image.check_output_size(options.format or format, *options.output_size(width, height), allowed)
+    format = options.format or picture.result_format
+    frames = encode.frames_kept(format, picture)
+    image.check_output_size(format, *options.output_size(width, height), allowed, frames)
     found = _estimate(width, height, options)
+    found = replace(found, seconds=found.seconds * frames, tiles=found.tiles * frames)
     backend = route(found, settings)
     cost = None
     if not settings.local and backend is not Backend.BATCH:

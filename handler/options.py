@@ -48,17 +48,26 @@ class Asked(BaseModel):
     )
     format: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="Format of the result; that of the input unless given.",
+        description="Format of the result; that of the input unless given, or a similar one where that is only read.",
         examples=["png"],
         json_schema_extra={"enum": list(FORMATS)},
     )
     quality: int | SkipJsonSchema[None] = Field(
         default=None,
-        description="For JPEG and WebP; 95 unless given.",
+        description="For JPEG, WebP and AVIF; chosen by the input unless given.",
         json_schema_extra={"minimum": 1, "maximum": 100},
     )
     exact: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether tiles must equal the untiled result for every model, which takes longer."
+    )
+    strip: bool | SkipJsonSchema[None] = Field(
+        default=None, description="Whether to leave out everything but pixels and colour profile."
+    )
+    drop_gps: bool | SkipJsonSchema[None] = Field(
+        default=None, description="Whether to leave out where the picture was taken."
+    )
+    keep_size: bool | SkipJsonSchema[None] = Field(
+        default=None, description="Whether to keep the printed size, with more dots an inch."
     )
 
 
@@ -100,6 +109,9 @@ def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:
         exact=exact,
         format=given.format or settings.output_format or None,
         quality=given.quality if given.quality is not None else settings.output_quality,
+        strip=bool(given.strip),
+        drop_gps=bool(given.drop_gps),
+        keep_size=bool(given.keep_size),
     )
 
 
@@ -121,8 +133,16 @@ def _check_model(name: str, settings: Settings) -> None:
 
 
 def limits(settings: Settings) -> core.Limits:
-    """What is refused before any work."""
-    return core.Limits(settings.max_upload_bytes, settings.max_pixels, settings.max_output_pixels)
+    """What is refused before any work.
+
+    A server is there for many, so it decodes in a process of its own; a Lambda invocation or a Batch container is one.
+    """
+    return core.Limits(
+        input_bytes=settings.max_upload_bytes,
+        input_pixels=settings.max_pixels,
+        output_pixels=settings.max_output_pixels,
+        worker=settings.local,
+    )
 
 
 def result_name(filename: str, options: core.Options, format: str) -> str:

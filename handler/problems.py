@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import core
+from core import image
 from handler import jobs, storage, webhook
 from handler.options import describe
 
@@ -43,7 +44,7 @@ CODES: Mapping[str, Code] = {
     "several_files": Code(400, "send one picture in one request, not several", "More than one picture."),
     "unreadable_image": Code(
         400,
-        "not a picture that can be read: give JPEG, PNG, WebP, TIFF or BMP",
+        f"not a picture that can be read: give {image.READABLE}",
         "Not a picture in a format that is read, or a damaged one.",
     ),
     "unauthorized": Code(401, "send the key of this service in the header X-API-Key", "No key, or a wrong one."),

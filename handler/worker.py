@@ -307,7 +307,7 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
         _TooMuchHere, _Stopped: it is not.
         core.TooLarge, core.OptionsError: no place is.
     """
-    estimate = dispatch.plan(header.width, header.height, header.format, chosen, this.settings)
+    estimate = dispatch.plan(header, chosen, this.settings)
     known: dict[str, object] = {"estimate": estimate, "progress": Progress(total=estimate.tiles)}
     if this.batch_job_id:
         known["batch_job_id"] = this.batch_job_id

@@ -27,6 +27,8 @@ import uvicorn
 from PIL import Image
 
 import core
+from core import image
+from core.options import FORMATS
 from handler import api, guard, jobs, options, problems
 from handler.local import Workers
 from handler.settings import Settings
@@ -545,6 +547,9 @@ def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in answer.text + policy
+    assert image.READABLE in answer.text
+    for format in FORMATS:
+        assert f'<option value="{format}">' in answer.text
     for tag in ("script", "style"):
         [text] = re.findall(f"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

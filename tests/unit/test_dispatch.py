@@ -27,6 +27,10 @@ def estimate(seconds: float, memory: int = GB) -> core.Estimate:
     return core.Estimate(200, 200, "compact-x2", seconds, memory, 4, 0.01, "cpu", True)
 
 
+def probe(width: int, height: int, format: str = "png", frames: int = 1, plays: int | None = None) -> core.Probe:
+    return core.Probe(format, width, height, 1000, "RGB", frames, plays)
+
+
 @pytest.mark.parametrize(
     ("where", "seconds", "memory", "expected"),
     [
@@ -58,7 +62,7 @@ def test_route(where: dict[str, Any], seconds: float, memory: int, expected: Bac
 
 
 def test_plan_says_what_the_core_says() -> None:
-    plan = dispatch.plan(100, 50, "jpeg", core.Options(scale=3), settings())
+    plan = dispatch.plan(probe(100, 50), core.Options(scale=3), settings())
     assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x2", Backend.INLINE)
     assert plan.cost is None
     found = core.estimate(100, 50, core.Options(scale=3))
@@ -66,9 +70,9 @@ def test_plan_says_what_the_core_says() -> None:
 
 
 def test_plan_names_the_price_of_lambda_only() -> None:
-    plan = dispatch.plan(100, 50, "jpeg", core.Options(), settings(**AWS))
+    plan = dispatch.plan(probe(100, 50), core.Options(), settings(**AWS))
     assert plan.cost == pytest.approx(plan.seconds * 4 * dispatch.LAMBDA_GIB_SECOND)
-    assert dispatch.plan(100, 50, "jpeg", core.Options(), settings(**WITH_BATCH, lambda_seconds=0)).cost is None
+    assert dispatch.plan(probe(100, 50), core.Options(), settings(**WITH_BATCH, lambda_seconds=0)).cost is None
 
 
 @pytest.mark.parametrize(
@@ -83,9 +87,21 @@ def test_plan_names_the_price_of_lambda_only() -> None:
 )
 def test_plan_refuses(width: int, height: int, asked: core.Options, error: type[Exception]) -> None:
     limited = settings(max_pixels=1_000_000, max_output_pixels=4_000_000)
-    assert dispatch.plan(1000, 1000, "png", core.Options(), limited)
+    assert dispatch.plan(probe(1000, 1000), core.Options(), limited)
     with pytest.raises(error):
-        dispatch.plan(width, height, "png", asked, limited)
+        dispatch.plan(probe(width, height), asked, limited)
+
+
+def test_plan_counts_the_frames_that_are_kept() -> None:
+    animation = probe(100, 50, "gif", frames=10, plays=0)
+    one = dispatch.plan(probe(100, 50), core.Options(), settings())
+    kept = dispatch.plan(animation, core.Options(), settings())
+    first = dispatch.plan(animation, core.Options(format="jpeg"), settings())
+    assert (kept.tiles, first.tiles) == (10 * one.tiles, one.tiles)
+    assert kept.seconds == pytest.approx(10 * one.seconds)
+    for limited in (settings(max_pixels=49_999), settings(max_output_pixels=199_999)):
+        with pytest.raises(core.TooLarge):
+            dispatch.plan(animation, core.Options(), limited)
 
 
 def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +109,7 @@ def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pyt
         raise core.ModelError("offline")
 
     monkeypatch.setattr(models, "_snapshot", offline)
-    plan = dispatch.plan(64, 64, "png", core.Options(model="nobody/nothing"), settings())
+    plan = dispatch.plan(probe(64, 64), core.Options(model="nobody/nothing"), settings())
     assert plan.model == "caidas/swin2SR-classical-sr-x2-64" or plan.model == "swin2sr-classical-x2"
 
 
@@ -110,6 +126,8 @@ def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pyt
         ({"model": "s3://b/models/x"}, AWS, core.Options(model="s3://b/models/x")),
         ({"model": "/srv/model"}, {"model": "/srv/model"}, core.Options(model="/srv/model")),
         ({}, {"tile_size": 256, "tile_overlap": 16}, core.Options(tile=256, halo=16)),
+        ({"strip": "1", "drop_gps": True}, {}, core.Options(strip=True, drop_gps=True)),
+        ({"keep_size": "true"}, {}, core.Options(keep_size=True)),
         ({"exact": True}, {"tile_overlap": 16}, core.Options(exact=True)),
         ({}, {"output_format": "png", "output_quality": 70}, core.Options(format="png", quality=70)),
         ({"format": "jpeg", "quality": 90}, {"output_format": "png"}, core.Options(format="jpeg", quality=90)),
