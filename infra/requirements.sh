@@ -5,6 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 list=$(mktemp)
+# Torch imports these only to compile and trace networks, huggingface_hub hf-xet only to download faster.
+unused="sympy mpmath networkx jinja2 markupsafe setuptools hf-xet"
 trap 'rm -f "$list"' EXIT
 compile() {
     "${UV:-uv}" pip compile pyproject.toml --extra service --universal --python-version 3.11 \
@@ -15,5 +17,5 @@ apart=$(sed -nE 's/^((torch|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==.*)/\1/p' "$
 {
     echo "# Made by \`make requirements\` from pyproject.toml; do not edit."
     # shellcheck disable=SC2046 # one argument for each name
-    compile --generate-hashes $(printf -- '--no-emit-package %s ' $apart) | sed '/^# The following/,$d'
+    compile --generate-hashes $(printf -- '--no-emit-package %s ' $apart $unused) | sed '/^# The following/,$d'
 } >infra/requirements.txt

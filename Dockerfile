@@ -1,0 +1,112 @@
+# The service as two images, which share everything but torch and their base:
+#
+#   lambda   torch for CPUs, what the functions of template.yaml run; the default
+#   batch    torch with CUDA, what AWS Batch runs; works on a CPU too
+#
+# `sam build` uses Docker's classic builder, which builds every stage above the one that was asked for and knows no
+# mounts. So `batch`, with its gigabytes, stands below `lambda`.
+
+ARG BASE_IMAGE=public.ecr.aws/lambda/python:3.13
+# Its Python must have the same minor version as that of BASE_IMAGE.
+ARG BATCH_BASE_IMAGE=public.ecr.aws/docker/library/python:3.13-slim
+# As in pyproject.toml.
+ARG TORCH_VERSION=2.13.0
+
+
+# ---- torch, in a layer that only a new version changes. Its dependencies are in infra/requirements.txt.
+FROM ${BASE_IMAGE} AS torch
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_VERSION
+COPY infra/trim.py /build/
+RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /torch \
+        --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}" \
+    && python3 /build/trim.py /torch
+
+
+# ---- everything else that is not ours
+FROM ${BASE_IMAGE} AS packages
+COPY infra/trim.py infra/requirements.txt /build/
+RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :all: --require-hashes \
+        --target /packages --requirement /build/requirements.txt \
+    && python3 /build/trim.py /packages
+
+
+# ---- weights: MODELS names hub ids, and folders such as models/mine of the build context, separated by blanks
+FROM packages AS weights
+ARG MODELS=
+# The pattern may match nothing, the other source is there for that. A folder's content is copied, not the folder.
+COPY infra/check_models.py model[s] /build/models/
+RUN cd /build && PYTHONPATH=/packages python3 models/check_models.py fetch /weights ${MODELS}
+
+
+# ---- our code
+FROM ${BASE_IMAGE} AS application
+COPY core /application/core
+COPY handler /application/handler
+RUN cd /application && chmod -R u=rwX,go=rX . \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash .
+
+
+# ---- proof: only weights with which our network equals that of transformers get past this stage, and nothing does
+# unless a picture can be upscaled with what is left of the packages
+FROM weights AS checked
+ARG TRANSFORMERS_VERSION=5.23.0
+RUN if [ -n "$(ls /weights)" ]; then \
+        python3 -m pip install --no-cache-dir --target /reference "transformers==${TRANSFORMERS_VERSION}"; fi
+COPY --from=torch /torch /packages
+COPY --from=application /application /application
+RUN PYTHONPATH=/application:/packages:/reference HF_HUB_OFFLINE=1 \
+        python3 /build/models/check_models.py check /weights \
+    && PYTHONPATH=/application:/packages python3 -c "import io; from PIL import Image; import core, handler.api; \
+picture = io.BytesIO(); Image.new('RGB', (16, 12)).save(picture, 'PNG'); result = core.upscale(picture); \
+assert (result.width, result.height, result.degraded) == (32, 24, False), result" \
+    && chmod -R u=rwX,go=rX /weights
+
+
+FROM ${BASE_IMAGE} AS lambda
+# Only /tmp can be written to. Nothing is downloaded: what is not in the image steps down the chain of fall-backs.
+ENV HOME=/tmp \
+    HF_HOME=/tmp/huggingface \
+    HF_HUB_CACHE=/opt/models/hub \
+    HF_HUB_OFFLINE=1 \
+    PYTHONDONTWRITEBYTECODE=1
+COPY --from=torch /torch /var/task
+COPY --from=packages /packages /var/task
+COPY --from=checked /weights /opt/models
+COPY --from=application /application /var/task
+USER 10001:10001
+CMD ["handler.api.handler"]
+
+
+FROM ${BATCH_BASE_IMAGE} AS torch-cuda
+ARG BATCH_TORCH_INDEX=https://pypi.org/simple
+ARG TORCH_VERSION
+COPY infra/trim.py /build/
+# With its dependencies, of which those that are not NVIDIA's come from the next layer.
+RUN python3 -m pip install --no-cache-dir --no-compile --target /torch \
+        --index-url "${BATCH_TORCH_INDEX}" "torch==${TORCH_VERSION}" \
+    && python3 /build/trim.py /torch torch functorch nvidia cuda triton
+
+
+FROM ${BATCH_BASE_IMAGE} AS batch
+ENV HOME=/tmp \
+    HF_HOME=/tmp/huggingface \
+    HF_HUB_CACHE=/opt/models/hub \
+    HF_HUB_OFFLINE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONDONTWRITEBYTECODE=1
+COPY --from=torch-cuda /torch /var/task
+COPY --from=packages /packages /var/task
+COPY --from=checked /weights /opt/models
+COPY --from=application /application /var/task
+WORKDIR /var/task
+# The packages were chosen by the other base's Python.
+RUN python3 -c "import core, handler.batch_job"
+USER 10001:10001
+ENTRYPOINT []
+CMD ["python", "-m", "handler.batch_job", "--help"]
+
+
+# The default of `docker build`.
+FROM lambda
