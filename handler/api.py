@@ -695,7 +695,7 @@ def warm(settings: Settings) -> threading.Thread | None:
             chosen, _ = worker.with_local_model(asked, settings)
             picture = io.BytesIO()
             Image.new("L", (8, 8)).save(picture, "PNG")
-            core.upscale(picture, chosen, limits=options.limits(settings))
+            core.upscale(picture.getvalue(), chosen, limits=options.limits(settings))
             while not app.state.gate.idle:  # measuring beside a picture gives a wrong rate, and takes its time
                 time.sleep(1)
             core.estimate(64, 64, chosen, measure=True)

@@ -29,7 +29,7 @@ from PIL import Image
 import core
 from core import image
 from core.options import FORMATS
-from handler import api, guard, jobs, options, problems
+from handler import api, dispatch, guard, jobs, options, problems
 from handler.local import Workers
 from handler.settings import Settings
 from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, LocalStorage, Storage, Unavailable, open_storage
@@ -789,6 +789,16 @@ def test_the_import_is_light(tmp_path: Path) -> None:
     code = f"import sys, json, handler.api; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     assert in_new_process(code, tmp_path, DATA_DIR=str(tmp_path / "never")) == []
     assert not (tmp_path / "never").exists()
+
+
+def test_warming_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert api.warm(local(tmp_path)) is None
+    thread = api.warm(local(tmp_path, warm_model="compact-x2"))
+    assert thread
+    thread.join()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert dispatch.plan(core.Probe("png", 64, 64, 0, ""), core.Options(), local(tmp_path)).measured
 
 
 LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "f", "BUCKET": "b"}
