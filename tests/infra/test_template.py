@@ -1,0 +1,312 @@
+"""template.yaml against the code: permissions and variables are exactly those that the code needs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from handler.settings import Settings
+from handler.storage import S3Storage
+from tests.infra import reach
+from tests.infra.reach import ROOT
+
+#: Each entry point: its module, and the logical names of what runs it and of its role.
+ENTRIES = {
+    "api": ("ApiFunction", "ApiRole"),
+    "s3_event": ("UploadFunction", "UploadRole"),
+    "batch_event": ("BatchEventFunction", "BatchEventRole"),
+    "batch_job": ("JobDefinition", "JobRole"),
+}
+#: Where each call of the store goes, by the function that calls. A new call fails `test_every_call_is_known`.
+PREFIXES = {
+    "api.defer": "uploads",
+    "api.keep": "results",
+    "api.result_url": "results",
+    "api.view": "uploads",
+    "jobs._create": "jobs",
+    "jobs._tidy": "results",
+    "jobs.change": "jobs",
+    "jobs.get": "jobs",
+    "jobs.succeed": "results",
+    "s3_models._download": "models",
+    "worker._probe": "uploads",
+    "worker._work": {"download": "uploads", "upload": "results"},
+    "worker.readinto": "uploads",
+}
+#: Local mode alone comes to these.
+LOCAL_CALLS = {"jobs.every", "local"}
+#: What a method of the boto3 client needs of IAM. A signed link may do what its signer may.
+S3_ACTIONS = {
+    "get_object": {"s3:GetObject"},
+    "head_object": {"s3:GetObject"},
+    "download_file": {"s3:GetObject"},
+    "generate_presigned_url": {"s3:GetObject"},
+    "put_object": {"s3:PutObject"},
+    "generate_presigned_post": {"s3:PutObject"},
+    "upload_file": {"s3:PutObject", "s3:AbortMultipartUpload"},
+    "delete_object": {"s3:DeleteObject"},
+    "get_paginator": {"s3:ListBucket"},
+}
+#: Methods of the store that call the client through another one.
+THROUGH = {"get": "_read", "read_range": "_read", "put": "_put", "create": "_put", "swap": "_put"}
+BATCH_ACTIONS = {"submit_batch": "batch:SubmitJob", "terminate_batch": "batch:TerminateJob"}
+#: What the platform does in the function's name, the code does not.
+PLATFORM = {
+    "ApiRole": {"logs:CreateLogStream", "logs:PutLogEvents"},
+    "UploadRole": {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"},
+    "BatchEventRole": {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"},
+    "JobRole": set(),  # Batch writes the logs with the machine's role
+}
+#: What the code mentions and never comes to.
+NEVER = {"batch_job": {"batch:SubmitJob"}}  # run_job submits what is moved on, and nothing is moved on from Batch
+#: Settings that make no sense on AWS, besides those of local mode.
+NOT_ON_AWS = {"s3_endpoint_url", "webhook_allow_private"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with CloudFormation's tags, as the long form of their functions."""
+
+
+def _tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.MappingNode):
+        value: Any = loader.construct_mapping(node, deep=True)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        assert isinstance(node, yaml.ScalarNode)
+        value = loader.construct_scalar(node)
+    name = suffix if suffix in ("Ref", "Condition") else f"Fn::{suffix}"
+    return {name: value}
+
+
+_Loader.add_multi_constructor("!", _tag)
+
+
+@pytest.fixture(scope="module")
+def template() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def statements(template: dict[str, Any], role: str) -> Iterator[dict[str, Any]]:
+    """Of a role's own policies, those of a condition included."""
+    for policy in template["Resources"][role]["Properties"]["Policies"]:
+        for statement in policy["PolicyDocument"]["Statement"]:
+            yield statement["Fn::If"][1] if "Fn::If" in statement else statement
+
+
+def allowed(template: dict[str, Any], role: str) -> set[tuple[str, str]]:
+    """(action, part of the bucket) for S3, (action, "") for the rest."""
+    found = set()
+    for statement in statements(template, role):
+        text = json.dumps(statement["Resource"])
+        prefix = re.search(r"upscaler-\$\{Id\}(?:/(\w+)/\*)?\"", text)
+        found |= {(action, (prefix.group(1) or "bucket") if prefix else "") for action in as_list(statement["Action"])}
+    return found
+
+
+def needed(module: str) -> set[tuple[str, str]]:
+    """What the code that an entry point reaches needs; every one, S3's 404 for what is missing (ListBucket)."""
+    found = {("s3:ListBucket", "bucket")}
+    clients = {place.removeprefix("storage."): method for kind, place, method in reach.clients() if kind == "s3"}
+    for node in reach.reached(module):
+        for place, method in reach.calls(node):
+            prefix = PREFIXES[place]
+            if isinstance(prefix, dict):
+                prefix = prefix[method]
+            for action in S3_ACTIONS[clients[THROUGH.get(method, method)]]:
+                found.add((action, "bucket" if action == "s3:ListBucket" else prefix))
+        if node[0] == "dispatch" and node[1] in BATCH_ACTIONS:
+            found.add((BATCH_ACTIONS[node[1]], ""))
+    return {(action, where) for action, where in found if action not in NEVER.get(module, ())}
+
+
+def test_every_call_is_known() -> None:
+    """The tables above name each call of a client and of the store that there is."""
+    found = set(reach.clients())
+    assert {method for kind, _, method in found if kind == "s3"} == set(S3_ACTIONS)
+    assert {(place, method) for kind, place, method in found if kind == "batch"} == {
+        ("dispatch.submit_batch", "submit_job"),
+        ("dispatch.terminate_batch", "terminate_job"),
+    }
+    places = {place for module in ENTRIES for node in reach.reached(module) for place, _ in reach.calls(node)}
+    assert places == set(PREFIXES)
+    modules = {path.stem for path in (ROOT / "handler").glob("*.py")} - {"storage", "__init__", "__main__"}
+    everywhere = {
+        place
+        for module in modules
+        for top in ("", *(name for name, node in reach.names(module).items() if node[0] == module and node[1]))
+        for place, _ in reach.calls((module, top))
+    }
+    assert {place for place in everywhere - places if not place.startswith(tuple(LOCAL_CALLS))} == set()
+    assert reach.METHODS - {"sweep"} <= {name for name in vars(S3Storage) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("module", ENTRIES)
+def test_permissions_are_those_of_the_code(template: dict[str, Any], module: str) -> None:
+    role = ENTRIES[module][1]
+    given = allowed(template, role)
+    platform = {(action, "") for action in PLATFORM[role]}
+    assert given - platform == needed(module)
+    assert platform <= given
+
+
+def test_no_function_shares_its_role(template: dict[str, Any]) -> None:
+    roles = []
+    for module, (name, role) in ENTRIES.items():
+        properties = template["Resources"][name]["Properties"]
+        found = properties["ContainerProperties"]["JobRoleArn"] if module == "batch_job" else properties["Role"]
+        assert found == {"Fn::GetAtt": f"{role}.Arn"}
+        assert "ManagedPolicyArns" not in template["Resources"][role]["Properties"]
+        roles.append(role)
+    assert len(set(roles)) == len(roles)
+
+
+def test_no_policy_is_for_everything(template: dict[str, Any]) -> None:
+    for name, resource in template["Resources"].items():
+        if resource["Type"] != "AWS::IAM::Role" or "Policies" not in resource["Properties"]:
+            continue
+        for statement in statements(template, name):
+            assert "NotResource" not in statement
+            assert "NotAction" not in statement
+            assert all("*" not in action for action in as_list(statement["Action"])), name
+            for where in as_list(statement["Resource"]):
+                assert where != "*", name
+                # Objects below a prefix of our bucket, and jobs of Batch, whose ids nobody knows beforehand.
+                text = json.dumps(where)
+                if "*" in text:
+                    assert re.search(r"upscaler-\$\{Id\}/(jobs|uploads|results|models)/\*\"|:job/\*\"", text), name
+
+
+def variables(template: dict[str, Any], module: str) -> dict[str, Any]:
+    properties = template["Resources"][ENTRIES[module][0]]["Properties"]
+    if module == "batch_job":
+        container = properties["ContainerProperties"]
+        pairs = container["Environment"] + container["Secrets"]["Fn::If"][1]
+        return {pair["Name"]: pair.get("Value") for pair in pairs}
+    own = properties.get("Environment", {}).get("Variables", {})
+    return {**template["Globals"]["Function"]["Environment"]["Variables"], **own}
+
+
+@pytest.mark.parametrize("module", ENTRIES)
+def test_variables_are_those_of_the_settings(template: dict[str, Any], module: str) -> None:
+    """Each field that the entry point can read and that is no matter of local mode, and nothing else."""
+    fields = Settings.model_fields
+    local = {name for name, field in fields.items() if (field.description or "").startswith("local mode")}
+    read = reach.settings_read(module) - local - NOT_ON_AWS
+    if "batch_queue" in read:  # Settings refuses one without the other
+        read.add("batch_job_definition")
+    read.add("log_level")  # Powertools reads LOG_LEVEL itself
+    assert set(variables(template, module)) == {name.upper() for name in read}
+
+
+def test_every_setting_of_aws_is_set_somewhere(template: dict[str, Any]) -> None:
+    fields = Settings.model_fields
+    local = {name for name, field in fields.items() if (field.description or "").startswith("local mode")}
+    everywhere = {name for module in ENTRIES for name in variables(template, module)}
+    assert everywhere == {name.upper() for name in set(fields) - local - NOT_ON_AWS}
+
+
+def test_defaults_are_those_of_the_settings(template: dict[str, Any]) -> None:
+    """A parameter that only passes a setting on has its default; memory is an account's limit, so it differs."""
+    parameters = template["Parameters"]
+    seen = set()
+    for module in ENTRIES:
+        for name, value in variables(template, module).items():
+            if isinstance(value, dict) and value.get("Ref") in parameters and value["Ref"] != "Memory":
+                default = Settings.model_fields[name.lower()].default
+                default = default.get_secret_value() if hasattr(default, "get_secret_value") else default
+                assert parameters[value["Ref"]]["Default"] == ("" if default is None else default), name
+                seen.add(name)
+    assert {"INLINE_SECONDS", "MAX_PIXELS", "JOB_TTL_DAYS", "WEBHOOK_SECRET"} <= seen
+
+
+def test_settings_take_what_the_template_gives(template: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every default, without Batch and with it."""
+    for queue in ("", "arn:aws:batch:us-east-1:123456789012:job-queue/q"):
+        for module in ENTRIES:
+            for name, value in variables(template, module).items():
+                default = template["Parameters"].get((value or {}).get("Ref"), {}).get("Default", "")
+                text = queue if name.startswith("BATCH_") else "upscaler-example" if name == "BUCKET" else str(default)
+                monkeypatch.setenv(name, text)
+            assert Settings().has_batch == bool(queue)
+
+
+def test_uploads_start_the_function_and_nothing_else_does(template: dict[str, Any]) -> None:
+    event = template["Resources"]["UploadFunction"]["Properties"]["Events"]["Uploaded"]["Properties"]
+    assert event["Filter"] == {"S3Key": {"Rules": [{"Name": "prefix", "Value": "uploads/"}]}}
+    # No circle: the bucket needs the function, so neither function nor role may refer to the bucket.
+    for name in (name for pair in ENTRIES.values() for name in pair):
+        text = json.dumps(template["Resources"][name])
+        if name != "UploadFunction":
+            assert '"Ref": "Bucket"' not in text
+        assert '"Bucket.Arn"' not in text
+    names = {json.dumps(variables(template, module)["BUCKET"]) for module in ENTRIES}
+    assert {json.loads(text)["Fn::Sub"][0] for text in names} == {"upscaler-${Id}"}
+
+
+def test_retries_are_those_that_the_job_knows(template: dict[str, Any]) -> None:
+    from handler import batch_job
+
+    strategy = template["Resources"]["JobDefinition"]["Properties"]["RetryStrategy"]
+    rules = {
+        json.dumps({k: v for k, v in rule.items() if k != "Action"}): rule["Action"]
+        for rule in strategy["EvaluateOnExit"]
+    }
+    assert rules == {
+        json.dumps({"OnExitCode": str(batch_job.REPEAT)}): "RETRY",
+        json.dumps({"OnStatusReason": "Host EC2*"}): "RETRY",
+        json.dumps({"OnReason": "*"}): "EXIT",
+    }
+
+
+def test_exceptions_say_why() -> None:
+    """Whatever a checker is told to pass over, the same line says the reason."""
+    lines = (ROOT / "template.yaml").read_text().splitlines()
+    skips = [line for line in lines if "CKV" in line]
+    assert len(skips) > 10
+    for line in skips:
+        if "id: CKV" in line:
+            assert re.search(r'comment: ".{20,}"', line), line
+    for line in (line for line in lines if "ignore_checks" in line):
+        assert re.search(r"# .{20,}", line), line
+
+
+def test_every_parameter_is_used_and_described(template: dict[str, Any]) -> None:
+    text = (ROOT / "template.yaml").read_text()
+    groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    assert sorted(name for group in groups for name in group["Parameters"]) == sorted(template["Parameters"])
+    for name, parameter in template["Parameters"].items():
+        assert "Default" in parameter, name
+        assert re.search(rf"!Ref {name}\b|\$\{{{name}\}}", text), name
+        assert "Description" in parameter or "AllowedValues" in parameter, name
+
+
+def test_samconfig_names_parameters_that_there_are(template: dict[str, Any]) -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    for environment in ("dev", "prod"):
+        for pair in config[environment]["deploy"]["parameters"]["parameter_overrides"].split():
+            assert pair.partition("=")[0] in template["Parameters"]
+
+
+def test_cfn_lint() -> None:
+    """Resources, properties, references and circles, after SAM's transformation; warnings count."""
+    program = Path(sys.executable).parent / "cfn-lint"
+    if not program.exists():
+        pytest.skip("cfn-lint is not installed (pip install -e '.[dev]')")
+    command = [program, "--regions", "us-east-1", "eu-central-1", "--", "template.yaml"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
