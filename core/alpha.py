@@ -14,8 +14,9 @@ def extend_edges(pixels: Samples, alpha: Samples) -> Samples:
     """Give fully transparent pixels the colour of the visible ones nearby.
 
     What lies under alpha 0 is arbitrary (black, in most files), but a network or a filter that looks at the
-    neighbourhood would mix it into the visible edge. The colours come from a pyramid of alpha-weighted means: each
-    hole takes the finest level that knows anything (Gortler et al. 1996, "The Lumigraph", push-pull).
+    neighbourhood would mix it into the visible edge. The colours come from a pyramid of alpha-weighted means, in which
+    a level counts for as much as it has seen (Gortler et al. 1996, "The Lumigraph", push-pull): nearly transparent
+    pixels, whose colour is hardly more certain, do not decide.
 
     Args:
         pixels: (h, w, channels), integers.
@@ -33,15 +34,16 @@ def extend_edges(pixels: Samples, alpha: Samples) -> Samples:
 
 
 def _filled(colour: Samples, weight: Samples) -> Samples:
-    """Colour (h, w, channels) where weight (h, w, 1) is above 0; elsewhere that of the next coarser level. float32."""
+    """Colour (h, w, channels) by its weight (h, w, 1), and the next coarser level for what that leaves. float32."""
     height, width = weight.shape[:2]
-    if height == width == 1 or bool((weight > 0).all()):
+    if height == width == 1 or bool((weight == 1).all()):
         return colour
     below_weight = _halved(weight)
     below = _halved(colour * weight) / np.maximum(below_weight, 1e-12)
     below = _filled(below, np.minimum(below_weight, 1))
     coarse = below.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return np.where(weight > 0, colour, coarse)
+    filled: Samples = colour * weight + coarse * (1 - weight)
+    return filled
 
 
 def _halved(values: Samples) -> Samples:

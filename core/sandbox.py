@@ -113,6 +113,7 @@ def _send_to_server(*descriptors: int) -> None:
     with _lock:
         for attempt in range(2):
             if _server is None or _server[0] != os.getpid() or _server[1].poll() is not None:
+                _stop()
                 _server = _start()
             try:
                 socket.send_fds(_server[2], [b"\0"], descriptors)

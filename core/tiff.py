@@ -243,7 +243,7 @@ def _by_tifffile(stream: BinaryIO, index: int, page: _Page, meta: Metadata) -> P
     if colours is None or not colours <= page.samples <= colours + 4 or compression not in _DEEP_COMPRESSIONS:
         raise UnreadableImage("this kind of TIFF is not read: save it uncompressed, in grey, RGB or CMYK")
     stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
+    with tifffile.TiffFile(stream, name="input") as file:
         series = file.pages[index]
         if not isinstance(series, tifffile.TiffPage) or series.dtype is None or series.imagedepth != 1:
             raise UnreadableImage("this kind of TIFF is not read: save it uncompressed, in grey, RGB or CMYK")

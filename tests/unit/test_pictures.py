@@ -1,0 +1,561 @@
+"""Awkward pictures: transparency, sixteen bits, profiles in numbers, TIFFs of all kinds, animations, wrong names."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageDraw
+
+import core
+from core import alpha as transparency
+from core import engine, image, tiff
+from core.__main__ import main
+from core.image import decode, pages
+from tests.unit import profiles
+from tests.unit.pictures import (
+    XMP,
+    Array,
+    corners,
+    exif_block,
+    full_exif,
+    opened,
+    png_chunk,
+    saved,
+    srgb_profile,
+    with_everything,
+)
+from tests.unit.profiles import ADOBE_RGB, DISPLAY_P3, SRGB
+from tests.unit.test_image import turned
+
+ALPHA = pytest.mark.parametrize("network", [False, True])
+
+
+@pytest.fixture
+def lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load_first", lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0))
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_avif_and_heif(orientation: int) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: no HEIC to read")
+    stored = Image.fromarray(turned(corners(48, 80), orientation))
+    block = exif_block(Orientation=orientation)
+    heif = io.BytesIO()
+    file = pillow_heif.from_pillow(stored)
+    file.info["exif"] = block
+    file.save(heif, quality=90)
+    for data in (saved(stored, "AVIF", exif=block, quality=95), heif.getvalue()):
+        header = core.probe(data)
+        assert (header.width, header.height) == (80, 48)
+        picture = decode(data)
+        assert np.abs(picture.pixels.astype(int) - corners(48, 80)).mean() < 4
+        assert picture.pixels.shape == (48, 80, 3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(("said_in_exif", "right"), [(None, 6), (1, 1), (3, 3), (6, 6)])
+def test_exif_decides_where_xmp_says_something_else(format: str, said_in_exif: int | None, right: int) -> None:
+    upright = corners(48, 80)
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {"quality": 98} if format == "JPEG" else {}
+    if said_in_exif is not None:
+        options["exif"] = exif_block(Orientation=said_in_exif)
+    stored = Image.fromarray(turned(upright, right))
+    if format == "TIFF":
+        options["tiffinfo"] = {700: XMP, **({} if said_in_exif is None else {274: said_in_exif})}
+    elif format == "PNG":
+        from PIL.PngImagePlugin import PngInfo
+
+        options["pnginfo"] = info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    else:
+        options["xmp"] = XMP
+    data = saved(stored, format, **options)
+    header = core.probe(data)
+    assert (header.width, header.height) == (80, 48)
+    assert np.abs(decode(data).pixels.astype(int) - upright).mean() < 4
+    after = core.upscale(data).data
+    assert after is not None
+    assert decode(after).pixels.shape == (96, 160, 3)
+    assert np.abs(np.asarray(Image.fromarray(decode(after).pixels).resize((80, 48))).astype(int) - upright).mean() < 6
+
+
+# Transparency
+
+
+def logo() -> Array:
+    """(64, 64, 4): a white ring and bar over transparent black, with soft edges."""
+    drawn = Image.new("L", (256, 256))
+    pen = ImageDraw.Draw(drawn)
+    pen.ellipse((30, 30, 200, 200), outline=255, width=24)
+    pen.rectangle((120, 180, 240, 220), fill=255)
+    alpha = np.asarray(drawn.resize((64, 64), Image.Resampling.BOX))
+    return np.dstack([np.where(alpha[:, :, None] > 0, np.uint8(255), np.uint8(0)).repeat(3, axis=2), alpha])
+
+
+@ALPHA
+@pytest.mark.parametrize("scale", [2, 2.7, 4])
+def test_no_dark_edge_around_a_white_logo(network: bool, scale: float, request: pytest.FixtureRequest) -> None:
+    if not network:
+        request.getfixturevalue("lanczos")
+    white = np.full((64, 64, 3), 255, np.uint8)
+    best = opened(core.upscale(saved(white, "PNG"), core.Options(scale=scale)).data)  # what the model makes of white
+    found = opened(core.upscale(saved(logo(), "PNG"), core.Options(scale=scale)).data)
+    visible = np.asarray(found)[np.asarray(found)[:, :, 3] > 0]
+    assert visible[:, :3].min() >= np.asarray(best).min() - 1
+    # Without care, black bleeds in: Lanczos on the same picture, straight.
+    naive = np.asarray(Image.fromarray(logo()[:, :, :3]).resize(found.size, Image.Resampling.LANCZOS))
+    assert naive[np.asarray(found)[:, :, 3] > 0].min() < 200
+
+
+def test_hidden_colour_is_that_of_the_neighbours() -> None:
+    pixels = np.zeros((33, 47, 3), np.uint8)
+    pixels[:, :20] = (250, 10, 90)
+    alpha = np.zeros((33, 47), np.uint8)
+    alpha[:, :20] = 255
+    alpha[:, 20] = 1
+    found = transparency.extend_edges(pixels, alpha)
+    assert (found[:, :20] == (250, 10, 90)).all()
+    assert (found[:, 20] == 0).all()  # visible, if barely: its own colour stays
+    assert np.abs(found[:, 21:].astype(int) - (250, 10, 90)).max() <= 10
+    assert transparency.extend_edges(pixels, np.full_like(alpha, 9)) is pixels
+    assert transparency.extend_edges(pixels, np.zeros_like(alpha)) is pixels
+
+
+@ALPHA
+def test_opaque_and_transparent_stay_so_to_the_bit(network: bool, request: pytest.FixtureRequest) -> None:
+    if not network:
+        request.getfixturevalue("lanczos")
+    for top, data in (
+        (255, saved(logo(), "PNG")),
+        (65535, bytes(imagecodecs.png_encode(logo().astype(np.uint16) * 257))),
+    ):
+        after = decode(core.upscale(data).data or b"").alpha
+        assert after is not None
+        before = logo()[:, :, 3]
+        padded = np.pad(before, 1, mode="edge")
+        around = np.stack([padded[y : y + 64, x : x + 64] for y in range(3) for x in range(3)])
+        for value, wanted in ((255, top), (0, 0)):
+            flat = (around == value).all(axis=0).repeat(2, axis=0).repeat(2, axis=1)
+            assert flat.any()
+            assert (after[flat] == wanted).all()
+
+
+def test_premultiplied_tiff_is_divided() -> None:
+    alpha = np.tile(np.linspace(0, 255, 20).astype(np.uint8), (8, 1))
+    straight = np.full((8, 20, 3), (200, 100, 50))
+    for scale, dtype, tolerance in ((1, np.uint8, 20), (257, np.uint16, 200)):
+        deep = (alpha.astype(np.uint32) * scale).astype(dtype)
+        colour = np.rint(straight * (alpha[:, :, None] / 255.0) * scale).astype(dtype)
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, np.dstack([colour, deep]), photometric="rgb", extrasamples=["assocalpha"])
+        picture = decode(stream.getvalue())
+        assert picture.alpha is not None
+        assert (picture.alpha == deep).all()
+        seen = picture.pixels[:, 3:].astype(int) - straight[:, 3:] * scale
+        assert np.abs(seen).max() <= tolerance
+
+
+# Sixteen bits
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dark_sixteen_bit_picture_is_not_taken_for_eight_bits(format: str, channels: int) -> None:
+    dark = (corners(20, 30, 3)[:, :, :channels] // 2).astype(np.uint16)  # nothing above 127 of 65,535
+    flat = dark[:, :, 0] if channels == 1 else dark
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, flat, photometric="minisblack" if channels == 1 else "rgb")
+    data = bytes(imagecodecs.png_encode(flat)) if format == "png" else stream.getvalue()
+    picture = decode(data)
+    assert picture.pixels.dtype == np.uint16
+    assert np.array_equal(picture.pixels, dark)
+
+
+def test_the_embedded_network_keeps_more_than_eight_bits() -> None:
+    ramp = np.tile((20_000 + 20 * np.arange(256)).astype(np.uint16), (32, 1))
+    for data in (bytes(imagecodecs.png_encode(ramp)), bytes(imagecodecs.png_encode(np.dstack([ramp] * 3)))):
+        result = core.upscale(data)
+        assert result.dtype == "float32"  # bf16 has eight bits for a number
+        after = decode(result.data or b"").pixels[:, :, 0]
+        middle = after[16:-16, 32:-32].astype(float)
+        # A step of the input is 20, one of eight bits would be 257.
+        assert len(np.unique(middle)) > 300
+        for phase in (0, 1):  # a network may treat the two halves of a pixel differently
+            steps = np.diff(middle.mean(axis=0)[phase::2])
+            assert 0 < steps.min() <= steps.max() < 100
+
+
+def test_deep_pictures_of_a_lossy_network_dtype_run_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(engine, "pick_dtype", lambda device: torch.bfloat16)
+    assert core.upscale(saved(corners(), "PNG")).dtype == "bfloat16"
+    assert core.upscale(bytes(imagecodecs.png_encode(corners().astype(np.uint16) * 257))).dtype == "float32"
+    engine._warm.clear()
+
+
+# Colour
+
+
+def test_gamma_and_chromaticities_become_a_profile() -> None:
+    linear = png_chunk(b"gAMA", struct.pack(">I", 100_000))
+    p3 = [31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000]
+    wide = png_chunk(b"gAMA", struct.pack(">I", 45_455)) + png_chunk(b"cHRM", struct.pack(">8I", *p3))
+    usual = png_chunk(b"gAMA", struct.pack(">I", 45_455))
+    nonsense = png_chunk(b"gAMA", struct.pack(">I", 1)) + png_chunk(b"cHRM", bytes(32))
+    said = png_chunk(b"sRGB", b"\0") + linear
+    coded = png_chunk(b"cICP", bytes([12, 13, 0, 1]))
+    hdr = png_chunk(b"cICP", bytes([9, 16, 0, 1]))
+    plain = saved(corners(), "PNG")
+    at = plain.index(b"IDAT") - 4
+
+    def profile(extra: bytes) -> bytes | None:
+        return decode(plain[:at] + extra + plain[at:]).meta.icc
+
+    assert profile(usual) is profile(nonsense) is profile(said) is None
+    for extra, seen in ((linear, (*SRGB[:1], 1.0)), (wide, (*DISPLAY_P3[:1], 2.2)), (coded, (*DISPLAY_P3[:1], 0.0))):
+        icc = profile(extra)
+        assert icc is not None
+        colours = np.array([[[200, 100, 50], [20, 220, 120], [128, 128, 128]]], np.uint8)
+        there = np.asarray(_to_srgb(colours, icc)) / 255
+        wanted = profiles.lab(colours / 255, seen)
+        assert profiles.delta_e(profiles.lab(there), wanted)[0, [0, 2]].max() < 2  # the green is beyond sRGB in P3
+    assert profile(hdr) is None
+    assert any("HDR" in note for note in decode(plain[:at] + hdr + plain[at:]).notes)
+
+
+def _to_srgb(pixels: Array, icc: bytes) -> Image.Image:
+    found = ImageCms.profileToProfile(
+        Image.fromarray(pixels), ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+    )
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("icc", "word"),
+    [
+        (b"no profile", "damaged"),
+        (srgb_profile()[:200], "damaged"),
+        (b"\xff" * 600, "damaged"),
+        (profiles.cmyk_profile(), "other pixels"),
+        (profiles.grey_profile(2.2), "other pixels"),
+    ],
+)
+def test_a_profile_that_lies_is_left_out_and_told(icc: bytes, word: str) -> None:
+    for format in ("PNG", "JPEG", "WEBP", "TIFF"):
+        data = saved(corners(), format, icc_profile=icc)
+        for target in (None, "bmp"):
+            result = core.upscale(data, core.Options(format=target))
+            assert "icc_profile" not in opened(result.data).info
+            assert any(word in note for note in result.notes)
+
+
+def test_a_cmyk_profile_that_lies_gives_the_plain_formula() -> None:
+    inks = Image.fromarray(corners(channels=4), "CMYK")
+    for icc in (b"nonsense", srgb_profile(), profiles.cmyk_profile()[:-100]):
+        picture = decode(saved(inks, "TIFF", icc_profile=icc))
+        assert picture.meta.icc is None
+        assert picture.pixels.shape == (12, 20, 3)
+        assert picture.notes
+
+
+def test_grey_with_an_rgb_profile_keeps_it() -> None:
+    profile = profiles.rgb_profile(ADOBE_RGB)
+    data = saved(corners(channels=1), "JPEG", icc_profile=profile)
+    assert decode(core.upscale(data).data or b"").meta.icc == profile
+    assert core.upscale(data, core.Options(format="bmp")).notes
+
+
+# How it is stored
+
+
+@pytest.mark.parametrize(
+    ("quality", "subsampling", "wanted"),
+    [(97, "4:4:4", (97, "4:4:4")), (90, "4:2:2", (90, "4:2:2")), (60, "4:2:0", (85, "4:2:0"))],
+)
+def test_jpeg_quality_follows_the_input(quality: int, subsampling: str, wanted: tuple[int, str]) -> None:
+    before = decode(saved(corners(64, 64), "JPEG", quality=quality, subsampling=subsampling))
+    assert before.quality is not None
+    assert abs(before.quality - quality) <= 1
+    after = decode(core.upscale(saved(corners(64, 64), "JPEG", quality=quality, subsampling=subsampling)).data or b"")
+    assert after.quality is not None
+    assert abs(after.quality - wanted[0]) <= 1
+    assert after.subsampling == wanted[1]
+    data = saved(corners(64, 64), "JPEG", quality=quality, subsampling=subsampling)
+    asked = decode(core.upscale(data, core.Options(quality=70)).data or b"")
+    assert asked.quality is not None
+    assert abs(asked.quality - 70) <= 1
+
+
+def test_what_was_lossless_stays_lossless(lanczos: None) -> None:
+    for data, lossless in (
+        (saved(corners(), "WEBP", lossless=True), True),
+        (saved(corners(), "WEBP", quality=80), False),
+        (saved(corners(), "PNG"), True),
+        (saved(corners(), "JPEG"), False),
+    ):
+        after = core.upscale(data, core.Options(format="webp")).data
+        assert after is not None
+        assert (b"VP8L" in after[:200]) is lossless
+    assert b"VP8L" not in (core.upscale(saved(corners(), "PNG"), core.Options(format="webp", quality=90)).data or b"")
+
+
+# TIFF
+
+
+def test_white_is_zero() -> None:
+    for values in (corners(channels=1), corners(channels=1).astype(np.uint16) * 200):
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, values[:, :, 0], photometric="miniswhite")
+        assert np.array_equal(decode(stream.getvalue()).pixels, np.iinfo(values.dtype).max - values)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint32", "int32", "float16", "float32", "float64", "uint64"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_numbers_of_every_type_come_back_as_such(dtype: str, channels: int, lanczos: None) -> None:
+    values = corners(24, 30, 3)[:, :, :channels].astype(np.float64) / 2
+    values = (values - (30 if np.dtype(dtype).kind != "u" else 0)).astype(dtype)
+    flat = values[:, :, 0] if channels == 1 else values
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, flat, photometric="minisblack" if channels == 1 else "rgb")
+    result = core.upscale(stream.getvalue())
+    after = tifffile.imread(io.BytesIO(result.data or b""))
+    assert after.dtype == np.dtype(dtype)
+    assert after.shape == (48, 60, *flat.shape[2:])
+    small = after.reshape(24, 2, 30, 2, -1).astype(float).mean(axis=(1, 3))
+    assert np.abs(small - values)[2:-2, 2:-2].max() < 2
+    told = core.upscale(stream.getvalue(), core.Options(format="png"))
+    assert any("only tiff" in note for note in told.notes)
+
+
+def test_floats_that_are_no_numbers(lanczos: None) -> None:
+    values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    values[3, 4], values[5, 6], values[7, 8] = np.nan, np.inf, -np.inf
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values)
+    assert np.isfinite(tifffile.imread(io.BytesIO(core.upscale(stream.getvalue()).data or b""))).all()
+
+
+def test_a_small_file_can_be_written_as_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = core.upscale(with_everything(corners()), core.Options(format="tiff")).data
+    monkeypatch.setattr(tiff, "BIG", 0)
+    big = core.upscale(with_everything(corners()), core.Options(format="tiff")).data
+    assert plain is not None
+    assert big is not None
+    assert (plain[:4], big[:4]) == (b"II*\0", b"II+\0")
+    one, other = decode(plain), decode(big)
+    assert np.array_equal(one.pixels, other.pixels)
+    assert one.meta == other.meta
+    with tifffile.TiffFile(io.BytesIO(big)) as file:
+        assert np.array_equal(file.asarray(), one.pixels)
+        assert file.pages[0].tags["ExifTag"].value["ExposureTime"] == (1, 125)  # type: ignore[union-attr]
+
+
+def test_size_decides_for_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    picture = decode(saved(corners(), "PNG"))
+    tiff.write(stream, iter([picture]), tiff.BIG // 3 + 1)
+    assert stream.getvalue()[:4] == b"II+\0"
+
+
+def test_tiff_description_travels_to_other_formats() -> None:
+    described = {270: "What is seen", 271: "Maker", 305: "Software", 315: "Artist", 33432: "Copyright"}
+    data = saved(corners(), "TIFF", tiffinfo=described, dpi=(300, 300))
+    for format in ("jpeg", "png", "webp", "tiff", "avif"):
+        found = opened(core.upscale(data, core.Options(format=format)).data).getexif()
+        assert {tag: found[tag] for tag in described} == described
+        assert 273 not in found or format == "tiff"  # strips of another file
+
+
+def test_pages_of_all_sizes_and_depths(lanczos: None) -> None:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        file.write(corners(10, 12), photometric="rgb")
+        file.write(corners(14, 9, 1)[:, :, 0].astype(np.uint16) * 257, photometric="minisblack")
+        file.write(np.linspace(-3, 8, 70, dtype=np.float32).reshape(7, 10), photometric="minisblack")
+    header = core.probe(stream.getvalue())
+    assert (header.frames, header.plays) == (3, None)
+    seen: list[tuple[int, int]] = []
+    result = core.upscale(stream.getvalue(), progress=lambda done, total: seen.append((done, total)))
+    assert result.frames == 3
+    assert seen[-1][0] == seen[-1][1]
+    after = tifffile.TiffFile(io.BytesIO(result.data or b""))
+    with after:
+        assert [page.shape for page in after.pages] == [(20, 24, 3), (28, 18), (14, 20)]
+        assert [str(page.dtype) for page in after.pages] == ["uint8", "uint16", "float32"]
+
+
+def test_pages_are_turned_one_by_one() -> None:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        for orientation in (1, 6, 3, 8):
+            tag = (274, "H", 1, orientation, True)
+            file.write(turned(corners(10, 16), orientation), photometric="rgb", extratags=[tag], metadata=None)
+    for picture in pages(stream.getvalue()):
+        assert np.array_equal(picture.pixels, corners(10, 16))
+
+
+def test_a_circle_of_pages_ends() -> None:
+    data = bytearray(saved(corners(), "TIFF"))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * count, first)
+    assert core.probe(bytes(data)).frames == 1
+    assert len(list(pages(bytes(data)))) == 1
+
+
+# Animation
+
+
+def animated(format: str, count: int = 5, **options: Any) -> bytes:
+    frames = [Image.fromarray(np.roll(corners(16, 24), 4 * index, axis=1)) for index in range(count)]
+    return saved(frames[0], format, save_all=True, append_images=frames[1:], **{"duration": 80, **options})
+
+
+def test_frames_that_stand_still_are_made_once() -> None:
+    calls: list[int] = []
+    frames = [Image.fromarray(corners(16, 24))] * 3
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.stack([np.asarray(frame) for frame in frames]), photometric="rgb")
+    result = core.upscale(stream.getvalue(), progress=lambda done, total: calls.append(done))
+    assert result.frames == 3
+    assert max(calls) == 1
+
+
+def test_progress_runs_over_all_frames() -> None:
+    seen: list[tuple[int, int]] = []
+    core.upscale(animated("WEBP", lossless=True), progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len({total for _, total in seen}) == 1
+    assert seen[-1] == (5, 5)
+
+
+def test_an_animation_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
+    data = animated("GIF")
+    cut = data[: len(data) * 3 // 4]
+    with pytest.raises(core.UnreadableImage):
+        core.upscale(cut, output=tmp_path / "out.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("loop", "plays"), [(None, 1), (0, 0), (2, 3)])
+def test_plays_of_a_gif(loop: int | None, plays: int) -> None:
+    data = animated("GIF") if loop is None else animated("GIF", loop=loop)
+    assert core.probe(data).plays == plays
+    for format in ("webp", "png"):
+        assert core.probe(core.upscale(data, core.Options(format=format)).data or b"").plays == plays
+
+
+def test_the_extra_still_of_a_png_is_not_a_frame() -> None:
+    data = animated("PNG", default_image=True)
+    assert core.probe(data).frames == 4
+    assert core.upscale(data).frames == 4
+
+
+def test_a_still_is_no_animation() -> None:
+    for data in (saved(corners(), "GIF"), saved(corners(), "WEBP"), animated("GIF", 1)):
+        assert core.probe(data).plays is None
+        assert core.upscale(data).frames == 1
+
+
+# Names and types
+
+
+@pytest.mark.parametrize(
+    ("data", "format"),
+    [
+        (saved(corners(), "GIF"), "png"),
+        (animated("GIF"), "webp"),
+        (saved(corners(), "AVIF"), "avif"),
+        (saved(corners(), "BMP"), "bmp"),
+    ],
+)
+def test_result_format(data: bytes, format: str) -> None:
+    assert core.probe(data).result_format == format
+    assert core.upscale(data).format == format
+
+
+def test_the_command_names_results_by_their_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wrong.jpg").write_bytes(saved(corners(), "PNG"))
+    (tmp_path / "moving.gif").write_bytes(animated("GIF"))
+    (tmp_path / "photo.JPEG").write_bytes(saved(corners(), "JPEG"))
+    out = tmp_path / "out"
+    assert main([str(tmp_path), "--output", str(out), "--quiet"]) == 0
+    assert {path.name for path in out.iterdir()} == {"wrong-x2.png", "moving-x2.webp", "photo-x2.JPEG"}
+    assert main([str(tmp_path), "--output", str(out)]) == 0
+    assert "3 already finished" in capsys.readouterr().out
+
+
+def test_options_of_the_command(tmp_path: Path) -> None:
+    source = tmp_path / "in.jpg"
+    source.write_bytes(with_everything(corners()))
+    out = tmp_path / "out.jpg"
+    assert main([str(source), "-o", str(out), "--quiet", "--drop-gps", "--keep-size"]) == 0
+    found = opened(out.read_bytes())
+    assert found.info["dpi"] == (600, 600)
+    assert 0x8825 not in found.getexif()
+    assert main([str(source), "-o", str(out), "--quiet", "--strip"]) == 0
+    assert "exif" not in opened(out.read_bytes()).info
+
+
+def test_names_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\nerror: no\u202e.png"
+    (tmp_path / name).write_bytes(b"broken")
+    assert main([str(tmp_path / name)]) == 3
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "\x1b" not in told
+    assert "\u202e" not in told
+
+
+@pytest.mark.parametrize(
+    ("declared", "fits"),
+    [
+        (None, True),
+        ("image/png", True),
+        ("image/png; charset=binary", True),
+        ("IMAGE/X-PNG", True),
+        ("photo.PNG", True),
+        ("application/octet-stream", True),
+        ("photo", True),
+        ("notes.txt", True),
+        ("image/jpeg", False),
+        ("image/heic", False),
+        ("photo.tiff", False),
+    ],
+)
+def test_the_declared_type_must_be_true(declared: str | None, fits: bool) -> None:
+    data = saved(corners(), "PNG")
+    if fits:
+        assert core.probe(data, declared=declared).format == "png"
+        assert core.upscale(data, declared=declared).width == 40
+    else:
+        for call in (core.probe, core.upscale):
+            with pytest.raises(core.UnreadableImage, match="declared"):
+                call(data, declared=declared)
+
+
+def test_sniffing_knows_what_is_read() -> None:
+    for name, pillow in image.READ_FORMATS.items():
+        if name != "heif":
+            assert image.sniff(saved(corners(), pillow)) == name
+    assert image.sniff(b"%PDF-1.7") is None
+    assert image.sniff(b"\0\0\0\x18ftypisom\0\0\0\0isommp42") is None
+
+
+def test_full_exif_of_a_phone_picture_in_png() -> None:
+    info = {"exif": b"Exif\0\0" + full_exif(">")}
+    after = opened(core.upscale(saved(corners(20, 12), "PNG", **info)).data)
+    assert after.size == (40, 24)
+    assert after.getexif().get_ifd(0x8769)[0xA002] == 40
