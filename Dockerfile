@@ -5,6 +5,9 @@
 #
 # `sam build` uses Docker's classic builder, which builds every stage above the one that was asked for and knows no
 # mounts. So `batch`, with its gigabytes, stands below `lambda`.
+#
+# checkov:skip=CKV_DOCKER_2:Lambda and Batch watch the process themselves; nothing listens on a port
+# checkov:skip=CKV_DOCKER_7:the last FROM names a stage, the bases have versions
 
 ARG BASE_IMAGE=public.ecr.aws/lambda/python:3.13
 # Its Python must have the same minor version as that of BASE_IMAGE.

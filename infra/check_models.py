@@ -44,10 +44,10 @@ def fetch(folder: Path, names: Sequence[str]) -> None:
             from huggingface_hub import HfApi, snapshot_download
 
             there = HfApi().list_repo_files(name)
-            file = next((file for file in WEIGHT_FILES if file in there), None)
-            if file is None or "config.json" not in there:
+            chosen = next((weight for weight in WEIGHT_FILES if weight in there), None)
+            if chosen is None or "config.json" not in there:
                 raise SystemExit(f"{name} holds no model")
-            snapshot_download(name, allow_patterns=["config.json", file], cache_dir=folder / "hub")
+            snapshot_download(name, allow_patterns=["config.json", chosen], cache_dir=folder / "hub")
 
 
 def found(folder: Path) -> Iterator[Path]:
@@ -71,7 +71,7 @@ def difference(directory: Path) -> float:
 
     ours = engine.build(models.spec_of(str(directory)), directory)
     reference = Swin2SRForImageSuperResolution.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
-    reference.eval()
+    reference.eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         probe = torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(1))  # (1, 3, h, w)
         expected = reference(probe).reconstruction  # (1, 3, scale * h, scale * w)

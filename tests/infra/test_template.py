@@ -27,7 +27,7 @@ ENTRIES = {
     "batch_job": ("JobDefinition", "JobRole"),
 }
 #: Where each call of the store goes, by the function that calls. A new call fails `test_every_call_is_known`.
-PREFIXES = {
+PREFIXES: dict[str, str | dict[str, str]] = {
     "api.defer": "uploads",
     "api.keep": "results",
     "api.result_url": "results",
@@ -307,6 +307,6 @@ def test_cfn_lint() -> None:
     program = Path(sys.executable).parent / "cfn-lint"
     if not program.exists():
         pytest.skip("cfn-lint is not installed (pip install -e '.[dev]')")
-    command = [program, "--regions", "us-east-1", "eu-central-1", "--", "template.yaml"]
+    command = [str(program), "--regions", "us-east-1", "eu-central-1", "--", "template.yaml"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
