@@ -302,6 +302,16 @@ def test_samconfig_names_parameters_that_there_are(template: dict[str, Any]) -> 
             assert pair.partition("=")[0] in template["Parameters"]
 
 
+def test_the_guide_names_what_there_is(template: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    words = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)(?:=[^`]*)?`", text)) | set(
+        re.findall(r"(?<=[ \"'])([A-Z][a-z]+[A-Za-z]*)=", text)
+    )
+    assert len(words) > 15
+    assert words <= set(template["Parameters"]) | set(template["Outputs"])
+    assert set(re.findall(r"output (\w+)", text)) - {"text", "photo", "json"} <= set(template["Outputs"])
+
+
 def test_cfn_lint() -> None:
     """Resources, properties, references and circles, after SAM's transformation; warnings count."""
     program = Path(sys.executable).parent / "cfn-lint"
