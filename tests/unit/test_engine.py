@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from core import engine, models
 from core.image import Pixels
 from core.models import Job, make_job
 from core.resize import Rows
+from core.tiling import plan
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[2] / "../shared"
@@ -27,7 +29,7 @@ LIGHTWEIGHT = SHARED / "models/swin2SR-lightweight-x2-64"
 needs_checkpoint = pytest.mark.skipif(not LIGHTWEIGHT.is_dir(), reason="needs ../shared/models, which is not here")
 
 #: A Swin2SR that is small enough to be tiled exactly many times: two stages of two layers.
-SMALL_SWIN2SR = {
+SMALL_SWIN2SR: dict[str, Any] = {
     "model_type": "swin2sr",
     "embed_dim": 24,
     "depths": [2, 2],
@@ -168,7 +170,7 @@ def test_a_failure_at_every_tile_changes_nothing(how: Callable[[Tensor], Tensor]
     model, _ = engine.load("compact-x2", CPU, torch.float32)
     pixels = noise(100, 120)
     undisturbed = run(model, pixels, 48)
-    tiles = sum(map(len, engine.tiling.plan(100, 120, 48, 21, 1)))
+    tiles = sum(len(row) for row in plan(100, 120, 48, 21, 1))
     assert tiles >= 6
     for position in range(tiles):
         faulty = replace(model, net=Failing(model.net, position, how), notes=[])

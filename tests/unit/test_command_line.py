@@ -1,0 +1,169 @@
+"""`python -m core` as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.__main__ import main
+from tests.unit.pictures import corners, opened, saved
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    return opened(path.read_bytes()).size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, one below, and something that is no picture."""
+    root = tmp_path / "photos"
+    (root / "below").mkdir(parents=True)
+    (root / "a.png").write_bytes(saved(corners(), "PNG"))
+    (root / "b.jpg").write_bytes(saved(corners(), "JPEG"))
+    (root / "below/c.png").write_bytes(saved(corners(), "PNG"))
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "photo.png"
+    source.write_bytes(saved(corners(12, 20), "PNG"))
+    assert main([str(source)]) == 0
+    made = tmp_path / "photo-x2.png"
+    assert size_of(made) == (40, 24)
+    said = capsys.readouterr().out
+    assert str(made) in said
+    assert "compact-x2" in said
+    assert " s" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "size"),
+    [
+        (["--scale", "1.5"], "photo-x1.5.png", (30, 18)),
+        (["--scale", "5"], "photo-x5.png", (100, 60)),
+        (["--width", "70"], "photo-70x.png", (70, 42)),
+        (["--height", "30"], "photo-x30.png", (50, 30)),
+        (["--width", "33", "--height", "40"], "photo-33x40.png", (33, 40)),
+        (["--format", "webp"], "photo-x2.webp", (40, 24)),
+    ],
+)
+def test_sizes_and_names(tmp_path: Path, options: list[str], name: str, size: tuple[int, int]) -> None:
+    source = tmp_path / "photo.png"
+    source.write_bytes(saved(corners(12, 20), "PNG"))
+    assert main([str(source), *options]) == 0
+    assert size_of(tmp_path / name) == size
+
+
+def test_a_folder_then_resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder)]) == 0
+    results = folder.with_name("photos-x2")
+    assert sorted(path.name for path in results.rglob("*.*")) == ["a-x2.png", "b-x2.jpg"]
+    capsys.readouterr()
+    assert main([str(folder), "--recursive", "--json"]) == 0
+    made = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
+    assert made == [str(results / "below/c-x2.png")], "finished files are skipped"
+    os.utime(folder / "a.png", (2e9, 2e9))
+    assert main([str(folder), "--json"]) == 0
+    made = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
+    assert made == [str(results / "a-x2.png")], "a changed picture is made again"
+
+
+def test_results_inside_the_folder_are_not_taken_for_pictures(folder: Path) -> None:
+    out = folder / "out"
+    for _ in range(2):
+        assert main([str(folder), "--recursive", "-o", str(out)]) == 0
+    assert sorted(path.name for path in out.rglob("*.*")) == ["a-x2.png", "b-x2.jpg", "c-x2.png"]
+
+
+def test_same_names_in_one_format_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "a.png").write_bytes(saved(corners(12, 20), "PNG"))
+    (root / "a.jpg").write_bytes(saved(corners(8, 8), "JPEG"))
+    assert main([str(root), "--format", "png"]) == 0
+    sizes = {path.name: size_of(path) for path in (tmp_path / "photos-x2").iterdir()}
+    assert sorted(sizes.values()) == [(16, 16), (40, 24)]
+
+
+def test_standard_input_and_output() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "core", "-", "--format", "png"],
+        input=saved(corners(12, 20), "PNG"),
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    assert opened(process.stdout).size == (40, 24)
+    assert b"standard output" in process.stderr
+
+
+def test_json_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(saved(corners(12, 20), "PNG"))
+    bad.write_text("text")
+    assert main([str(good), str(bad), "--json"]) == 3
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["width"], first["model"], first["degraded"]) == (40, "compact-x2", False)
+    assert second["error"]["code"] == "unreadable_image"
+
+
+def test_an_estimate_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "photo.png"
+    source.write_bytes(saved(corners(120, 200), "PNG"))
+    assert main([str(source), "--estimate", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["width"], told["height"], told["model"]) == (400, 240, "compact-x2")
+    assert told["seconds"] > 0
+    assert told["memory"] > 1e8
+    assert told["measured"]
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
+    source = tmp_path / "photo.png"
+    source.write_bytes(saved(np.tile(corners(100, 100), (5, 5, 1)), "PNG"))
+    command = [sys.executable, "-m", "core", str(source), "--tile", "40"]
+    plain = subprocess.run(command, capture_output=True, timeout=300, check=True)
+    assert plain.stderr == b""
+    terminal, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=child)
+    os.close(child)
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:
+        pass  # the other end of a terminal that was closed
+    os.close(terminal)
+    assert process.wait(timeout=300) == 0
+    assert b"tile/s" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.png", "--scale", "1"],
+        ["a.png", "--scale", "9"],
+        ["a.png", "--scale", "nan"],
+        ["a.png", "--scale", "2", "--width", "100"],
+        ["a.png", "--quality", "0"],
+        ["a.png", "--exact", "--halo", "8"],
+        ["-", "a.png"],
+        ["a.png", "b.png", "-o", "-"],
+    ],
+)
+def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
