@@ -10,16 +10,13 @@ The result is that of transformers' `Swin2SRForImageSuperResolution`; the way th
   last is filled up), so a window's result has the same bits whatever the picture around it: tiles equal the whole.
 
 Shapes below: n pictures of h x w pixels, one token a pixel; C channels, H heads of D = C / H channels, N tokens in
-a window, B windows in a chunk, T = B * N.
+a window, B windows in a chunk, T = B * N. Where windows lie and in which order is in `core.swin2sr_windows`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelError
 from core.swin2sr_config import UPSAMPLER_WIDTH, Swin2SRConfig
+from core.swin2sr_windows import Runs, Tables, offsets, shift_masks, window_tables
 
 __all__ = ["Swin2SR", "Swin2SRConfig"]
 
@@ -39,9 +37,6 @@ _CHUNK = 192 * 1024
 
 #: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
 _Take = Callable[..., Tensor]
-
-#: How many windows of a chunk, one after another, have which kind of mask (see `_masks`).
-_Runs = list[tuple[int, int]]
 
 
 class Swin2SR(nn.Module):
@@ -96,7 +91,7 @@ class Swin2SR(nn.Module):
         if h % window or w % window or not n * h * w:
             raise ValueError(f"both sides must be multiples of {window}, not {h} and {w}")
         # On a GPU, chunks would only be more launches.
-        tables = _tables(n, h, w, window, _chunk(config) if x.is_cpu else n * h * w // window**2, x.device)
+        tables = window_tables(n, h, w, window, _chunk(config) if x.is_cpu else n * h * w // window**2, x.device)
         x = x.float()
         mean = torch.tensor(_MEAN, device=x.device).view(1, 3, 1, 1)
         y = ((x - mean) * config.img_range).to(self.first.weight.dtype)
@@ -160,20 +155,17 @@ class _Stage(nn.Module):
         weight = torch.einsum("om,mihw->oihw", matrix, last.weight.double())
         self.convs = nn.ModuleList([*convs, _Conv(weight.float(), (matrix @ last.bias.double() + embed.bias).float())])
 
-    def forward(self, x: Tensor, tables: _Tables) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables) -> Tensor:
         """(n, C, h, w) -> (n, C, h, w), both channels_last."""
         y = _tokens(x)  # (n * h * w, C)
         for i, layer in enumerate(self.layers):
-            table = (
-                tables.shifted_from_plain if i % 2 else tables.plain_from_shifted if i else tables.plain_from_picture
-            )
+            table, chunks = tables.into_layer(i)
             out = y.new_empty(len(table), y.shape[1])
-            for number, runs in enumerate(tables.shifted_runs if i % 2 else tables.plain_runs):
+            for number, runs in enumerate(chunks):
                 part = slice(number * tables.chunk, (number + 1) * tables.chunk)
                 out[part] = layer(y.index_select(0, table[part]), runs)
             y = out
-        y = y.index_select(0, tables.picture_from_plain if len(self.layers) % 2 else tables.picture_from_shifted)
-        y = _picture(y, x)  # (n, C, h, w)
+        y = _picture(y.index_select(0, tables.out_of_layer(i)), x)  # (n, C, h, w)
         for conv in self.convs[:-1]:
             y = F.leaky_relu(conv(y), 0.2, inplace=True)
         result: Tensor = self.convs[-1](y) + x
@@ -204,15 +196,15 @@ class _Layer(nn.Module):
         scale = take(f"{attention}.logit_scale", heads, 1, 1).clamp(max=math.log(100)).exp()
         self.register_buffer("gain", torch.cat([scale.view(heads, 1), torch.ones(heads, 1)]))  # (2H, 1)
         mlp = f"{attention}.continuous_position_bias_mlp"
-        offsets, index = _offsets(config.window)
-        hats = F.linear(offsets, take(f"{mlp}.0.weight", 512, 2), take(f"{mlp}.0.bias", 512)).relu()
+        between, index = offsets(config.window)
+        hats = F.linear(between, take(f"{mlp}.0.weight", 512, 2), take(f"{mlp}.0.bias", 512)).relu()
         by_offset = 16 * F.linear(hats, take(f"{mlp}.2.weight", heads, 512)).sigmoid()  # ((2 * window - 1)**2, H)
         position = by_offset[index].permute(2, 0, 1)  # (H, N, N)
         # Softmax ignores what a row has in common. Without it, the biases that matter are near 0, where bf16 is fine.
         position = position - position.amax(-1, keepdim=True)
-        self.register_buffer("bias", (position + _masks(config.window, shift)).contiguous())  # (kinds, H, N, N)
+        self.register_buffer("bias", (position + shift_masks(config.window, shift)).contiguous())  # (kinds, H, N, N)
 
-    def forward(self, x: Tensor, runs: _Runs) -> Tensor:
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
         """(T, C) -> (T, C)."""
         total, dim = x.shape
         qkv = self.qkv(x)  # (T, 3C)
@@ -325,88 +317,6 @@ def _picture(tokens: Tensor, like: Tensor) -> Tensor:
     """(n * h * w, C) -> (n, C, h, w), channels_last, with n, h and w from `like`."""
     n, _, h, w = like.shape
     return tokens.view(n, h, w, -1).permute(0, 3, 1, 2)
-
-
-def _offsets(window: int) -> tuple[Tensor, Tensor]:
-    """All offsets between two tokens of a window, log-spaced, ((2 * window - 1)**2, 2); and which one is whose, (N, N).
-
-    Equations 4 and 5 of arXiv:2111.09883.
-    """
-    steps = torch.arange(1 - window, window) * (8 / (window - 1))
-    steps = steps.sign() * (steps.abs() + 1).log2() / math.log2(8)
-    places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (N, 2): row, column
-    between = places[:, None] - places[None, :] + window - 1  # (N, N, 2), counted from 0
-    return torch.cartesian_prod(steps, steps), between[..., 0] * (2 * window - 1) + between[..., 1]
-
-
-def _masks(window: int, shift: int) -> Tensor:
-    """(kinds, 1, N, N), to be added to the logits; four kinds of shifted window, one of others.
-
-    Shifted windows reach round the picture's edges. 0: inside; 1: over the right edge; 2: over the lower; 3: both.
-    """
-    if not shift:
-        return torch.zeros(1, 1, 1, 1)
-    beyond = torch.arange(window) >= window - shift  # tokens from the other side of the picture
-    kinds = []
-    for kind in range(4):
-        side = (2 * (beyond & (kind >= 2))[:, None] + (beyond & (kind % 2 == 1))).flatten()  # (N,)
-        # Between two sides, the reference subtracts 100 twice.
-        kinds.append((side[:, None] != side) * -200.0)
-    return torch.stack(kinds).unsqueeze(1)
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """Where tokens come from, for one size of picture: token i of x is token x_from_y[i] of y.
-
-    "picture" is row by row; "plain" window by window; "shifted" window by window with the windows shifted, sorted by
-    kind of mask so that few chunks have more than one. The last two are filled up to whole chunks.
-
-    Attributes:
-        chunk: tokens in a chunk, T.
-        plain_runs: of each chunk.
-        shifted_runs: of each chunk.
-    """
-
-    chunk: int
-    plain_runs: list[_Runs]
-    shifted_runs: list[_Runs]
-    plain_from_picture: Tensor
-    shifted_from_plain: Tensor
-    plain_from_shifted: Tensor
-    picture_from_plain: Tensor
-    picture_from_shifted: Tensor
-
-
-@lru_cache(maxsize=8)
-def _tables(n: int, h: int, w: int, window: int, chunk: int, device: torch.device) -> _Tables:
-    """The tables of n pictures of h x w, with `chunk` windows in a chunk."""
-    rows, columns, half = h // window, w // window, window // 2
-    kind = torch.zeros(n, rows, columns, dtype=torch.int64)
-    kind[:, :, -1] += 1
-    kind[:, -1, :] += 2
-    kinds, order = kind.flatten().sort(stable=True)
-    pixels = torch.arange(n * h * w).view(n, h, w)
-
-    def windows(grid: Tensor) -> Tensor:
-        return grid.view(n, rows, window, columns, window).transpose(2, 3).reshape(-1, window**2)  # (windows, N)
-
-    def filled(table: Tensor) -> Tensor:
-        return torch.cat([table, table[:1].expand(-len(table) % chunk, -1)]).flatten()
-
-    plain, shifted = windows(pixels), windows(pixels.roll((-half, -half), (1, 2)))[order]
-    in_plain, in_shifted = plain.flatten().argsort(), shifted.flatten().argsort()  # the place of each pixel
-    chunks = filled(kinds.unsqueeze(1)).view(-1, chunk).tolist()
-    return _Tables(
-        chunk=chunk * window**2,
-        plain_runs=[[(chunk, 0)] for _ in chunks],
-        shifted_runs=[[(len(list(run)), kind) for kind, run in groupby(part)] for part in chunks],
-        plain_from_picture=filled(plain).int().to(device),
-        shifted_from_plain=in_plain[filled(shifted)].int().to(device),
-        plain_from_shifted=in_shifted[filled(plain)].int().to(device),
-        picture_from_plain=in_plain.int().to(device),
-        picture_from_shifted=in_shifted.int().to(device),
-    )
 
 
 def _chunk(config: Swin2SRConfig) -> int:
