@@ -78,7 +78,7 @@ def encode(
             png.write(stream, fitting(), frames, plays)
         elif format == "tiff":
             size = source.width * source.height * frames * 64 if source is not None else 0
-            tiff.write(stream, fitting(), size)
+            notes.update(dict.fromkeys(tiff.write(stream, fitting(), size)))
         else:
             _by_pillow(stream, fitting(), format, quality, plays)
     except OSError as error:

@@ -410,9 +410,25 @@ def _opened_by_pillow(
                     raise TooLarge("a frame is larger than the picture's header says")
                 image.load()
                 picture = _picture(image, format, stream, deep, index > first, plays is not None)
+                picture = _on_canvas(picture, width, height)
             yield picture
 
     return found, decode_pages
+
+
+def _on_canvas(picture: Picture, width: int, height: int) -> Picture:
+    """A frame of the size that the header says: a GIF's later frames may be larger than its first ones.
+
+    Raises:
+        UnreadableImage: it is larger, or smaller and no frame of an animation.
+    """
+    tall, wide = picture.pixels.shape[:2]
+    if (tall, wide) == (height, width):
+        return picture
+    if tall > height or wide > width or picture.alpha is None:
+        raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
+    margin = ((0, height - tall), (0, width - wide))
+    return replace(picture, pixels=np.pad(picture.pixels, (*margin, (0, 0))), alpha=np.pad(picture.alpha, margin))
 
 
 def _plays(image: Image.Image) -> int:

@@ -172,6 +172,8 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
                 picture = None if deep else _by_pillow(stream, index, page, meta)
                 if picture is None:
                     picture = _by_tifffile(stream, index, page, meta)
+                if picture.pixels.shape[:2] != (page.height, page.width):
+                    raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
                 picture = replace(picture, notes=notes + picture.notes)
             yield picture
 
@@ -298,6 +300,10 @@ def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels
     """
     if values.dtype == np.uint8 and bits == 8:
         return np.ascontiguousarray(values), None
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255), None
+    if values.dtype.kind not in "uif":
+        raise UnreadableImage("this kind of TIFF is not read: save it as integers or floats")
     if values.dtype == np.uint16:
         if bits == 16:
             return np.ascontiguousarray(values), None
@@ -358,7 +364,10 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], pixels: int) -> tuple[s
         samples = _samples(picture)
         described = Directory(order)
         if picture.meta.exif is not None:
-            described = exif.read_block(picture.meta.exif)
+            try:
+                described = exif.read_block(picture.meta.exif)
+            except (ValueError, struct.error):
+                notes.append("the EXIF block is damaged and was left out")
         if linked is None:
             order = described.order
             big = pixels * samples.shape[2] * samples.dtype.itemsize > BIG

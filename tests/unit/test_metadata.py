@@ -100,6 +100,15 @@ def test_a_damaged_block_harms_nobody(data: st.DataObject) -> None:
     metadata.exif_with_resolution(Metadata(exif=cut, dpi=(72.0, 72.0)))
 
 
+def test_a_block_that_can_be_corrected_but_not_read() -> None:
+    block = full_exif("<", orientation=1).replace(
+        struct.pack("<HHI", 0x829A, 5, 1), struct.pack("<HHI", 0x829A, 5, 1 << 20)
+    )
+    for format in core.options.FORMATS:
+        result = core.upscale(saved(corners(), "PNG", exif=block), core.Options(format=format))
+        assert decode(result.data or b"").pixels.shape == (24, 40, 3)
+
+
 def test_directories_in_a_circle_end() -> None:
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)
     block = b"II*\0" + struct.pack("<IH", 8, 3) + entry * 3 + struct.pack("<I", 8)

@@ -449,6 +449,15 @@ def test_an_animation_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gif_whose_frames_grow() -> None:
+    data = bytearray(animated("GIF", 2))
+    struct.pack_into("<HH", data, 6, 8, 8)  # a canvas smaller than the frames
+    header = core.probe(bytes(data))
+    assert (header.width, header.height) == (24, 16)
+    assert {picture.pixels.shape for picture in pages(bytes(data))} == {(16, 24, 3)}
+    assert core.upscale(bytes(data)).width == 48
+
+
 @pytest.mark.parametrize(("loop", "plays"), [(None, 1), (0, 0), (2, 3)])
 def test_plays_of_a_gif(loop: int | None, plays: int) -> None:
     data = animated("GIF") if loop is None else animated("GIF", loop=loop)
