@@ -22,11 +22,15 @@ from core import models, tiling
 from core.compact import Compact
 from core.compact_config import CompactConfig
 from core.errors import ModelError, NonFiniteOutput, OptionsError, OutOfMemory
+from core.estimate import learn_rate
 from core.image import Pixels
-from core.models import Job, ModelSpec
+from core.models import Job, ModelSpec, operations
 from core.resize import Rows
 
 Progress = Callable[[int, int], None]
+
+#: Input pixels from which a picture tells how fast this machine is; below, starting up is most of the time.
+_TELLING_PIXELS = 60_000
 
 
 @dataclass
@@ -218,17 +222,23 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
     total, done = sum(map(len, rows)), 0
     if progress:
         progress(0, total)
+    computed, busy = 0, 0.0
     for row in rows:
         top, bottom = row[0].rows.start, row[0].rows.stop
         strip = np.full(((bottom - top) * job.scale, width * job.scale, 3), np.nan, np.float32)
         for tile in row:
+            start = time.perf_counter()
             for part, values in _infer_parts(model, pixels, job, tile):
                 y, x = (part.rows.start - top) * job.scale, part.columns.start * job.scale
                 strip[y : y + values.shape[0], x : x + values.shape[1]] = values
+            busy += time.perf_counter() - start
+            computed += tile.rows.size * tile.columns.size
             done += 1
             if progress:
                 progress(done, total)
         yield strip
+    if computed >= _TELLING_PIXELS:
+        learn_rate(model.spec, model.device.type, computed * operations(model.spec, job) / busy)
 
 
 def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Iterator[tuple[tiling.Tile, Rows]]:
@@ -327,4 +337,4 @@ def measure_rate(model: Model) -> float:
         for _ in upscale_strips(model, pixels, job):
             pass
         best = min(best, time.perf_counter() - start)
-    return side * side * model.spec.operations / best
+    return side * side * operations(model.spec, job) / best

@@ -59,6 +59,14 @@ def keep_rate(spec: ModelSpec, device: str, rate: float) -> None:
         pass  # a read-only machine measures once per process
 
 
+def learn_rate(spec: ModelSpec, device: str, rate: float) -> None:
+    """Move the known rate towards one seen in real work (operations a second): machines are busy or idle by turns."""
+    known = known_rate(spec, device)
+    mixed = rate if known is None else (known + rate) / 2
+    if known is None or abs(mixed / known - 1) > 0.1:
+        keep_rate(spec, device, mixed)
+
+
 def estimate(width: int, height: int, options: Options | None = None, *, measure: bool = False) -> Estimate:
     """Seconds, memory and size of a request.
 
@@ -96,7 +104,7 @@ def estimate(width: int, height: int, options: Options | None = None, *, measure
     job = models.make_job(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
     tiles = [tile for row in tiling.plan(height, width, job.tile, job.halo, spec.window) for tile in row]
     computed = sum(tile.rows.size * tile.columns.size for tile in tiles)
-    operations = computed * spec.operations * sum(spec.scale ** (2 * index) for index in range(job.passes))
+    operations = computed * models.operations(spec, job)
     seconds = operations / rate + _CODEC_SECONDS * (width * height + out_width * out_height)
     tallest = max(tile.rows.size for tile in tiles)
     side = max(tile.rows.size * tile.columns.size for tile in tiles)

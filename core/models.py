@@ -255,3 +255,8 @@ def make_job(spec: ModelSpec, wanted: float, *, exact: bool, tile: int | None = 
     context = sum(halo / spec.scale**index for index in range(passes))
     context = tiling.round_up(math.ceil(context), spec.window)
     return Job(passes, scale, context, tile or max(spec.tile // spec.scale ** (passes - 1), 64))
+
+
+def operations(spec: ModelSpec, job: Job) -> float:
+    """Floating-point operations of all passes for one input pixel."""
+    return spec.operations * sum(spec.scale ** (2 * index) for index in range(job.passes))

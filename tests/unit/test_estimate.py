@@ -74,3 +74,13 @@ def test_an_estimate_of_the_operations_of_real_convolutions() -> None:
 def test_no_torch_for_an_estimate() -> None:
     code = "import sys, core; core.estimate(1000, 1000); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_rate_follows_real_work() -> None:
+    spec = models.MODELS["compact-x2"]
+    module.learn_rate(spec, "cpu", 100e9)
+    assert module.known_rate(spec, "cpu") == 100e9
+    module.learn_rate(spec, "cpu", 300e9)
+    assert module.known_rate(spec, "cpu") == 200e9
+    module.learn_rate(spec, "cpu", 201e9)
+    assert module.known_rate(spec, "cpu") == 200e9, "not written for every small change"
