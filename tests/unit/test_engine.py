@@ -168,9 +168,9 @@ def not_finite(made: Tensor) -> Tensor:
 @pytest.mark.parametrize("how", [out_of_memory, not_finite])
 def test_a_failure_at_every_tile_changes_nothing(how: Callable[[Tensor], Tensor]) -> None:
     model, _ = engine.load("compact-x2", CPU, torch.float32)
-    pixels = noise(100, 120)
+    pixels = noise(100, 150)
     undisturbed = run(model, pixels, 48)
-    tiles = sum(len(row) for row in plan(100, 120, 48, 21, 1))
+    tiles = sum(len(row) for row in plan(100, 150, 48, 21, 1))
     assert tiles >= 6
     for position in range(tiles):
         faulty = replace(model, net=Failing(model.net, position, how), notes=[])
