@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 IN ?= samples/astronaut.jpg
 OUT ?=
+SETS ?= ../shared/bench
+DATA ?= ../shared/train
+HOURS ?= 2
 
-.PHONY: help upscale test lint types unit serve clean
+.PHONY: help upscale serve test lint types unit infra requirements image invoke bench quality train clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,5 +50,37 @@ unit: $(VENV)/.dev
 
 test: lint types unit ## lint, types and tests
 
+# The deployment tools have dependencies of their own that do not go with ours.
+$(VENV)-infra/.done:
+	$(PYTHON) -m venv $(VENV)-infra
+	$(VENV)-infra/bin/python -m pip install --quiet --disable-pip-version-check aws-sam-cli checkov cfn-lint uv
+	@touch $@
+
+infra: $(VENV)-infra/.done ## check template.yaml and the Dockerfile
+	SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION=us-east-1 $(VENV)-infra/bin/sam validate --lint
+	$(VENV)-infra/bin/checkov -f template.yaml --framework cloudformation --compact --quiet --skip-download
+	$(VENV)-infra/bin/checkov -f Dockerfile --framework dockerfile --compact --quiet --skip-download
+
+requirements: $(VENV)-infra/.done ## make infra/requirements.txt anew from pyproject.toml
+	UV=$(VENV)-infra/bin/uv sh infra/requirements.sh
+
+image: ## the container image of the functions (needs Docker)
+	docker build --target lambda --tag upscaler $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	  $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+invoke: $(VENV)-infra/.done ## one request through the real container (needs Docker)
+	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam build
+	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam local invoke ApiFunction --event tests/events/rest_upscale.json
+
+bench: $(VENV)/.dev ## seconds and memory of the whole command, and of the service
+	$(BIN)/python -m bench.photo
+	$(BIN)/python -m bench.service
+
+quality: $(VENV)/.dev ## PSNR and SSIM, on pictures in SETS=folder with Set5, Set14, Kodak24
+	$(BIN)/python -m bench.quality --sets "$(SETS)"
+
+train: $(VENV)/.dev ## train the embedded model on DATA=folder of photos for HOURS=2, into runs/
+	$(BIN)/python -m training.train --data "$(DATA)" --run runs/compact-x2 --hours $(HOURS) --export runs/compact-x2/export
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-infra build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
