@@ -259,4 +259,4 @@ def make_job(spec: ModelSpec, wanted: float, *, exact: bool, tile: int | None = 
 
 def operations(spec: ModelSpec, job: Job) -> float:
     """Floating-point operations of all passes for one input pixel."""
-    return spec.operations * sum(spec.scale ** (2 * index) for index in range(job.passes))
+    return spec.operations * sum(float(spec.scale ** (2 * index)) for index in range(job.passes))

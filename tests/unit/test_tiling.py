@@ -1,9 +1,11 @@
 """The grid of tiles: it covers everything once, keeps to the model's window, and gives each pixel its halo."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.tiling import Span, plan, round_up, region_side, spans, split
+from core.tiling import Span, plan, region_side, round_up, spans, split
 
 lengths = st.integers(1, 700)
 tiles = st.integers(8, 300)
@@ -14,7 +16,7 @@ windows = st.sampled_from([1, 8])
 def check(found: list[Span], start: int, stop: int, length: int, tile: int, halo: int, window: int) -> None:
     assert found[0].start == start
     assert found[-1].stop == stop
-    for left, right in zip(found, found[1:], strict=False):
+    for left, right in itertools.pairwise(found):
         assert left.stop == right.start
     for span in found:
         assert span.start < span.stop
@@ -24,7 +26,7 @@ def check(found: list[Span], start: int, stop: int, length: int, tile: int, halo
         # At the picture's edges a region has no halo outside, and owns that much more.
         assert span.stop - span.start <= region_side(tile, halo, window)
         assert span.size == found[0].size
-        assert 0 <= span.origin
+        assert span.origin >= 0
         assert span.origin + span.size <= round_up(length, window)
         # The halo, or the picture's own edge.
         assert span.origin <= max(0, span.start - halo)
