@@ -175,7 +175,7 @@ def _upscale(
         return replace(picture, pixels=pixels)
     if not varies:
         return replace(picture, pixels=pixels, alpha=np.full((out_height, out_width), alpha[0, 0], alpha.dtype))
-    # By the same network: on edges of logos and letters it measured 13 to 18 dB over Lanczos.
+    # By the same network: on logos and letters the embedded one measured 5 to 8 dB over Lanczos, Swin2SR 13 to 18.
     scaled = _upscale_pixels(
         alpha[:, :, None], out_height, out_width, options, loaded, lambda done, total: progress(total + done, 2 * total)
     )

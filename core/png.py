@@ -54,7 +54,7 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], frames: int, plays: int
         part = samples
         if previous is not None:  # only what changed is stored; it replaces what was there
             left, top, part = _changed(previous, samples)
-        header, data = _compressed(part)
+        header, parts = _compressed(part)
         if previous is None:
             stream.write(_SIGNATURE + _chunk(b"IHDR", header))
             for name, content in _ancillary(picture.meta):
@@ -67,12 +67,13 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], frames: int, plays: int
             place = (part.shape[1], part.shape[0], left, top)
             stream.write(_chunk(b"fcTL", struct.pack(">IIIIIHHBB", sequence, *place, *delay, 0, 0)))
             sequence += 1
-        if previous is None:
-            stream.write(_chunk(b"IDAT", data))
-        else:
-            stream.write(_chunk(b"fdAT", struct.pack(">I", sequence) + data))
-            sequence += 1
-        previous = samples
+        for data in parts:
+            if previous is None:
+                stream.write(_chunk(b"IDAT", data))
+            else:
+                stream.write(_chunk(b"fdAT", struct.pack(">I", sequence) + data))
+                sequence += 1
+        previous = samples if plays is not None else None
     stream.write(_chunk(b"IEND", b""))
 
 
@@ -86,8 +87,9 @@ def _changed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> tuple[int, in
     return left, top, after[top : rows[-1] + 1, left : columns[-1] + 1]
 
 
-def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, bytes]:
-    """IHDR and IDAT of (h, w, 1 to 4) uint8 or uint16."""
+def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, list[memoryview]]:
+    """What IHDR and each IDAT hold for (h, w, 1 to 4) uint8 or uint16."""
+    data: bytes | bytearray | memoryview
     if samples.dtype == np.uint16:
         import imagecodecs
 
@@ -96,22 +98,23 @@ def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, bytes]:
         stream = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
         image.save(stream, "PNG", compress_level=_LEVEL)
-        data = stream.getvalue()
+        data = stream.getbuffer()
     at, header, parts = len(_SIGNATURE), b"", []
-    view = memoryview(data)
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        name, content = data[at + 4 : at + 8], view[at + 8 : at + 8 + length]
+    view = memoryview(data)  # so that nothing is copied
+    while at < len(view):
+        (length,) = struct.unpack_from(">I", view, at)
+        name, content = bytes(view[at + 4 : at + 8]), view[at + 8 : at + 8 + length]
         if name == b"IHDR":
             header = bytes(content)
         elif name == b"IDAT":
             parts.append(content)
         at += 12 + length
-    return header, b"".join(parts)
+    return header, parts
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+def _chunk(name: bytes, data: bytes | memoryview) -> bytes:
+    checksum = zlib.crc32(data, zlib.crc32(name))
+    return b"".join((struct.pack(">I", len(data)), name, data, struct.pack(">I", checksum)))
 
 
 def _ancillary(meta: Metadata) -> Iterator[tuple[bytes, bytes]]:

@@ -23,6 +23,16 @@ def corners(height: int = 12, width: int = 20, channels: int = 3) -> Array:
     return found
 
 
+def patches() -> Array:
+    """(96, 192, 3) uint8: 18 flat patches of 32 px; greys, skin, sky, leaf, and colours within sRGB's reach."""
+    colours = [
+        *((0, 0, 0), (128, 128, 128), (255, 255, 255), (64, 64, 64), (192, 192, 192), (32, 32, 32)),
+        *((200, 150, 130), (90, 60, 50), (90, 120, 160), (90, 110, 60), (130, 130, 175), (110, 185, 170)),
+        *((205, 130, 50), (80, 90, 165), (185, 90, 100), (95, 65, 105), (160, 185, 75), (225, 165, 60)),
+    ]
+    return np.array(colours, np.uint8).reshape(3, 6, 3).repeat(32, axis=0).repeat(32, axis=1)
+
+
 def saved(image: Image.Image | Array, format: str, **options: Any) -> bytes:
     """A picture as an encoded file."""
     stream = io.BytesIO()

@@ -26,6 +26,7 @@ from tests.unit.pictures import (
     exif_block,
     full_exif,
     opened,
+    patches,
     png_chunk,
     saved,
     srgb_profile,
@@ -568,3 +569,21 @@ def test_full_exif_of_a_phone_picture_in_png() -> None:
     after = opened(core.upscale(saved(corners(20, 12), "PNG", **info)).data)
     assert after.size == (40, 24)
     assert after.getexif().get_ifd(0x8769)[0xA002] == 40
+
+
+@pytest.mark.parametrize("space", [DISPLAY_P3, ADOBE_RGB, SRGB])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "tiff", "bmp"])
+def test_the_embedded_network_keeps_flat_colours(format: str, space: profiles.Space) -> None:
+    before = patches()
+    result = core.upscale(
+        saved(before, "PNG", icc_profile=profiles.rgb_profile(space)), core.Options(format=format, device="cpu")
+    )
+    assert result.model == "compact-x2"
+    after = decode(result.data or b"")
+    seen = space if after.meta.icc else SRGB
+    worst = 0.0
+    for row, column in np.ndindex(3, 6):
+        inner = after.pixels[row * 64 + 16 : row * 64 + 48, column * 64 + 16 : column * 64 + 48] / 255
+        wanted = profiles.lab(before[row * 32, column * 32] / 255, space)
+        worst = max(worst, float(profiles.delta_e(profiles.lab(inner, seen), wanted).max()))
+    assert worst <= 1.0
