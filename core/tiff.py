@@ -157,10 +157,9 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
     """
     pages, big = _read_pages(stream, limits)
     first = pages[0]
-    deep = any(page.bits > 8 or page.kind != _UNSIGNED for page in pages)
     colours = _COLOURS.get(first.numbers(_PHOTOMETRIC, (_MIN_IS_BLACK,))[0], 3)
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[colours]
-    bits = max(page.bits for page in pages) if deep else 8
+    bits = max(8, *(page.bits for page in pages))
     alpha = first.samples > colours
     mode += "A" if alpha else ""
     found = Probe("tiff", first.width, first.height, size, mode, len(pages), None, alpha, bits)
@@ -169,6 +168,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
         for index, page in enumerate(pages):
             with decoder_errors():
                 meta, notes = _metadata(stream, page, big)
+                deep = page.bits > 8 or page.kind != _UNSIGNED
                 picture = None if deep else _by_pillow(stream, index, page, meta)
                 if picture is None:
                     picture = _by_tifffile(stream, index, page, meta)

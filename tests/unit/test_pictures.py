@@ -385,16 +385,18 @@ def test_pages_of_all_sizes_and_depths(lanczos: None) -> None:
         file.write(corners(10, 12), photometric="rgb")
         file.write(corners(14, 9, 1)[:, :, 0].astype(np.uint16) * 257, photometric="minisblack")
         file.write(np.linspace(-3, 8, 70, dtype=np.float32).reshape(7, 10), photometric="minisblack")
+        colours = np.linspace(0, 65535, 768).astype(np.uint16).reshape(3, 256)
+        file.write(corners(5, 6, 1)[:, :, 0], photometric="palette", colormap=colours)
     header = core.probe(stream.getvalue())
-    assert (header.frames, header.plays) == (3, None)
+    assert (header.frames, header.plays, header.bits) == (4, None, 32)
     seen: list[tuple[int, int]] = []
     result = core.upscale(stream.getvalue(), progress=lambda done, total: seen.append((done, total)))
-    assert result.frames == 3
+    assert result.frames == 4
     assert seen[-1][0] == seen[-1][1]
     after = tifffile.TiffFile(io.BytesIO(result.data or b""))
     with after:
-        assert [page.shape for page in after.pages] == [(20, 24, 3), (28, 18), (14, 20)]
-        assert [str(page.dtype) for page in after.pages] == ["uint8", "uint16", "float32"]
+        assert [page.shape for page in after.pages] == [(20, 24, 3), (28, 18), (14, 20), (10, 12, 3)]
+        assert [str(page.dtype) for page in after.pages] == ["uint8", "uint16", "float32", "uint8"]
 
 
 def test_pages_are_turned_one_by_one() -> None:
