@@ -102,7 +102,7 @@ def _fitted(picture: Picture, format: str) -> tuple[Picture, tuple[str, ...]]:
     if pixels.dtype == np.uint16 and format not in _DEEP:
         pixels = _eight_bits(pixels)
         alpha = None if alpha is None else _eight_bits(alpha)
-        notes.append(f"{format} holds 8 bits: choose png or tiff to keep 16")
+        notes.append(f"{format} is written with 8 bits: choose png or tiff to keep 16")
     # WebP and AVIF store grey as colour; a grey profile does not fit that.
     grey = pixels.shape[2] == 1
     widened = grey and format in ("webp", "avif")

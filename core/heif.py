@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from core import colour, metadata
-from core.image import Picture, Pixels, Probe, check_size, decoder_errors
+from core.image import Picture, Pixels, Probe, check_size, decoder_errors, scaled
 from core.metadata import Metadata
 from core.options import Limits
 
@@ -40,8 +40,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
                 raise ValueError("not the pixels that its header says")
             values = values.reshape(height, width, -1)
             if depth > 8:  # 10 or 12 bits
-                top = (1 << depth) - 1
-                values = (np.minimum(values, top).astype(np.uint32) * 65535 // top).astype(np.uint16)
+                values = scaled(values, depth)
             picture = _picture(values, layers, info, others)
         yield picture
 

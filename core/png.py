@@ -1,4 +1,4 @@
-"""PNG: sixteen bits and animation, which Pillow reads or writes only in part.
+"""Writing PNG: sixteen bits and long animations, which Pillow cannot, and every kind of metadata.
 
 Follows the PNG specification, third edition (APNG included).
 """
@@ -17,24 +17,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from core import metadata
-from core.image import Picture, Pixels
+from core.image import Picture
 from core.metadata import Metadata
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LEVEL = 4  # of deflate: 6 takes three times as long for 2 % less
-
-
-def read_deep(data: bytes) -> tuple[Pixels, Pixels | None]:
-    """Pixels (h, w, 1 or 3) and alpha (h, w) of a 16-bit PNG; Pillow would keep the upper eight bits of colour."""
-    import imagecodecs
-
-    values = imagecodecs.png_decode(data)
-    if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (2, 3):
-        raise ValueError("not the pixels that its header says")
-    values = values.reshape(*values.shape[:2], -1)
-    if values.shape[2] in (2, 4):
-        return np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
-    return values, None
 
 
 def write(stream: BinaryIO, pictures: Iterator[Picture], frames: int, plays: int | None) -> None:

@@ -255,7 +255,7 @@ def _serve(descriptor: int) -> None:
     """Fork for each pair of descriptors that arrives, until the other end is closed."""
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, ImageCms, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
-    from core import heif, png, tiff  # noqa: F401
+    from core import heif, pillow, tiff  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped by the system
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us

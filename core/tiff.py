@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from core import colour, exif, metadata
+from core import colour, exif, metadata, pillow
 from core.errors import TooLarge, UnreadableImage
 from core.exif import Directory, Entry, Order
-from core.image import Levels, Picture, Pixels, Probe, check_size, decoder_errors, upright
+from core.image import Levels, Picture, Pixels, Probe, check_size, decoder_errors, scaled, upright
 from core.metadata import Metadata
 from core.options import Limits
 
@@ -169,7 +169,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
             with decoder_errors():
                 meta, notes = _metadata(stream, page, big)
                 deep = page.bits > 8 or page.kind != _UNSIGNED
-                picture = None if deep else _by_pillow(stream, index, page, meta)
+                picture = None if deep else _by_pillow(stream, index, page, meta, limits)
                 if picture is None:
                     picture = _by_tifffile(stream, index, page, meta)
                 if picture.pixels.shape[:2] != (page.height, page.width):
@@ -196,8 +196,9 @@ def _metadata(stream: BinaryIO, page: _Page, big: bool) -> tuple[Metadata, tuple
     return found, notes + said
 
 
-def _by_pillow(stream: BinaryIO, index: int, page: _Page, meta: Metadata) -> Picture | None:
+def _by_pillow(stream: BinaryIO, index: int, page: _Page, meta: Metadata, limits: Limits) -> Picture | None:
     """A page of up to 8 bits; None when Pillow does not know its layout."""
+    pillow.raise_guard(limits)
     stream.seek(0)
     try:
         image = Image.open(stream, formats=["TIFF"])
@@ -218,15 +219,8 @@ def _by_pillow(stream: BinaryIO, index: int, page: _Page, meta: Metadata) -> Pic
     if image.mode == "CMYK":
         pixels, notes = colour.cmyk_to_rgb(np.asarray(image), meta.icc)
         return Picture(pixels, None, replace(meta, icc=None), notes=notes, lossless=_lossless(page))
-    grey = image.mode in ("1", "L", "LA", "La")
-    alpha: Pixels | None = None
-    if image.has_transparency_data:
-        values = np.asarray(image.convert("LA" if grey else "RGBA"))
-        pixels, alpha = np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
-    else:
-        values = np.asarray(image.convert("L" if grey else "RGB"))
-        pixels = values.reshape(*values.shape[:2], -1)
-    icc, notes = colour.checked(meta.icc, "GRAY" if grey else "RGB")
+    pixels, alpha = pillow.split(image)
+    icc, notes = colour.checked(meta.icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
     return Picture(pixels, alpha, replace(meta, icc=icc), notes=notes, lossless=_lossless(page))
 
 
@@ -305,10 +299,7 @@ def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels
     if values.dtype.kind not in "uif":
         raise UnreadableImage("this kind of TIFF is not read: save it as integers or floats")
     if values.dtype == np.uint16:
-        if bits == 16:
-            return np.ascontiguousarray(values), None
-        top = (1 << bits) - 1  # packed samples of 9 to 15 bits
-        return (np.minimum(values, top).astype(np.uint32) * 65535 // top).astype(np.uint16), None
+        return scaled(values, min(bits, 16)), None  # there are packed samples of 9 to 15 bits
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         low = float(values.min(where=finite, initial=0))

@@ -30,7 +30,7 @@ with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
     )
 
     import core
-    from core import encode, heif, image, metadata, png, tiff  # noqa: F401
+    from core import encode, heif, image, metadata, pillow, tiff  # noqa: F401
 
 from tests.unit import hostile
 

@@ -157,6 +157,14 @@ def test_enormous_sizes_are_refused_by_the_header() -> None:
         refused(data, core.TooLarge)
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_pillow_s_own_guard_is_not_stricter_than_the_limit(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = saved(Image.new("L", (100, 100)), format)
+    assert decode(data).pixels.shape == (100, 100, 1)
+    refused(data, core.TooLarge, core.Limits(input_pixels=9_999))
+
+
 def test_nothing_has_no_pixels() -> None:
     for data in (png_of(0, 5), tiff_of({256: (4, 0)}), gif_of(0, 0, iter([(0, 0, 0, 0)]))):
         refused(data)

@@ -205,6 +205,22 @@ def test_deep_pictures_of_a_lossy_network_dtype_run_in_fp32(monkeypatch: pytest.
     engine._warm.clear()
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_avif_of_more_than_eight_bits(bits: int, channels: int) -> None:
+    values = corners(40, 60, 4)[:, :, :channels].astype(np.uint16) << (bits - 8) | 1
+    flat = values[:, :, 0] if channels == 1 else values
+    pixel_format = "400" if channels == 1 else "444"
+    data = bytes(imagecodecs.avif_encode(flat, 100, bitspersample=bits, pixelformat=pixel_format))
+    assert core.probe(data).bits == bits
+    picture = decode(data)
+    assert picture.pixels.dtype == np.uint16
+    found = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    assert np.abs(found / 65535 - values / ((1 << bits) - 1)).max() < 1 / 256
+    assert any("8 bits" in note for note in core.upscale(data).notes)
+    assert core.probe(core.upscale(data, core.Options(format="png")).data or b"").bits == 16
+
+
 # Colour
 
 
@@ -472,7 +488,15 @@ def test_plays_of_a_gif(loop: int | None, plays: int) -> None:
 def test_the_extra_still_of_a_png_is_not_a_frame() -> None:
     data = animated("PNG", default_image=True)
     assert core.probe(data).frames == 4
-    assert core.upscale(data).frames == 4
+    result = core.upscale(data)
+    assert result.frames == 4
+    assert any("still picture" in note for note in result.notes)
+
+
+def test_the_other_pictures_of_a_jpeg_are_told() -> None:
+    data = saved(Image.fromarray(corners()), "MPO", save_all=True, append_images=[Image.fromarray(corners())])
+    assert core.probe(data).frames == 1
+    assert any("first of 2 pictures" in note for note in core.upscale(data).notes)
 
 
 def test_a_still_is_no_animation() -> None:
