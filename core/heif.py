@@ -32,6 +32,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
     found = Probe("heif", width, height, size, str(file.mode), 1, None, layers[-1] in "Aa", int(file.info["bit_depth"]))
 
     def decode_pages() -> Iterator[Picture]:
+        nonlocal file
         with decoder_errors():
             info = file.info
             depth = int(info["bit_depth"])
@@ -42,6 +43,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
             if depth > 8:  # 10 or 12 bits
                 values = scaled(values, depth)
             picture = _picture(values, layers, info, others)
+            file = None  # its pixels would be held for as long as the picture is worked on
         yield picture
 
     return found, decode_pages

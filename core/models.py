@@ -56,7 +56,7 @@ def _spec(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: 
     if isinstance(config, CompactConfig):
         field = config.receptive_field
         return ModelSpec(
-            name, "compact", source, config.scale, 1, field, field, 480, config.operations_per_pixel, about
+            name, "compact", source, config.scale, 1, field, field, 320, config.operations_per_pixel, about
         )
     # Halo 16 measured 72 dB against the untiled picture with the lightweight checkpoint, at most two grey levels.
     return ModelSpec(

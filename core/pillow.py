@@ -98,6 +98,8 @@ def opened(
                 image.load()
                 picture = _picture(image, format, stream, found.bits, index > first, plays is not None)
                 picture = replace(_on_canvas(picture, width, height), notes=(*notes, *picture.notes))
+                if frames == 1:
+                    image.close()  # its pixels would be held for as long as the picture is worked on
             yield picture
 
     return found, decode_pages

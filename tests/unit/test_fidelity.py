@@ -450,7 +450,11 @@ def inputs() -> dict[str, dict[str, Case]]:
         "jpeg": (saved(grey, "JPEG", quality=100), GREY, "grey", 2),
         "heif": (heif(GREY, "L"), GREY, "grey", 2),
     }
-    found["10-bit RGB"] = {"heif": (heif(DEEP, "RGB;16"), DEEP, "16-bit RGB", 200)}
+    avif = bytes(imagecodecs.avif_encode(DEEP >> 6, 100, bitspersample=10, pixelformat="444"))
+    found["10-bit RGB"] = {
+        "avif": (avif, DEEP, "16-bit RGB", 200),
+        "heif": (heif(DEEP, "RGB;16"), DEEP, "16-bit RGB", 200),
+    }
     return found
 
 
