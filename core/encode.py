@@ -1,8 +1,8 @@
 """Pictures to encoded files: what each format can carry, and a note for each thing that it cannot.
 
 Where no quality is asked for, the input decides: a JPEG keeps its quality (at least 85, so that a second lossy step
-costs little) and its subsampling; what was stored without loss stays without loss where the format can do that; the
-rest gets 95 with full colour resolution.
+costs little) and its subsampling; what was stored without loss stays without loss where the format can do that (WebP
+up to 20 megapixels); the rest gets 95 with full colour resolution.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from core.options import FORMATS
 ANIMATED, PAGED = frozenset({"png", "webp", "avif"}), frozenset({"tiff"})
 _DEEP = frozenset({"png", "tiff"})
 _LEAST_QUALITY, _USUAL_QUALITY = 85, 95
+#: Pixels of a frame; libwebp takes 30 bytes for each when it codes without loss.
+_MAX_LOSSLESS_WEBP = 20_000_000
 _JPEG_SEGMENT = 65_533 - len("http://ns.adobe.com/xap/1.0/") - 1
 
 
@@ -69,7 +71,7 @@ def encode(
 
     def fitting() -> Iterator[Picture]:
         for picture in pictures:
-            fits, said = _fitted(picture, format)
+            fits, said = _fitted(picture, format, quality)
             notes.update(dict.fromkeys(picture.notes + said))
             yield fits
 
@@ -86,7 +88,7 @@ def encode(
     return tuple(notes)
 
 
-def _fitted(picture: Picture, format: str) -> tuple[Picture, tuple[str, ...]]:
+def _fitted(picture: Picture, format: str, quality: int | None) -> tuple[Picture, tuple[str, ...]]:
     """The nearest that a format can hold, and notes."""
     notes = []
     pixels, alpha, meta = picture.pixels, picture.alpha, picture.meta
@@ -117,6 +119,9 @@ def _fitted(picture: Picture, format: str) -> tuple[Picture, tuple[str, ...]]:
         meta = replace(meta, icc=None)
     elif widened:
         pixels = np.repeat(pixels, 3, axis=2)
+    if format == "webp" and quality is None and picture.lossless and _pixels(picture) > _MAX_LOSSLESS_WEBP:
+        size = f"{_MAX_LOSSLESS_WEBP / 1e6:g} megapixels"
+        notes.append(f"over {size}, webp is written with quality {_USUAL_QUALITY}: choose png to lose nothing")
     meta, lost = _carried(meta, format)
     if lost:
         notes.append(f"{format} has no place for {', '.join(lost)}")
@@ -173,8 +178,10 @@ def _by_pillow(
     if format == "jpeg":
         extra = _jpeg_options(first, quality)
     elif format == "webp":
-        exact = quality is None and first.lossless
-        extra = {"lossless": exact, "quality": 75 if exact else quality or _USUAL_QUALITY, "method": 4, "exact": True}
+        exact = quality is None and first.lossless and _pixels(first) <= _MAX_LOSSLESS_WEBP
+        extra = {"quality": quality or _USUAL_QUALITY, "method": 4, "exact": True}
+        if exact:  # here the numbers mean effort: more of it takes six times as long and twice the memory for 5 %
+            extra.update(lossless=True, quality=20, method=2)
     elif format == "avif":
         extra = {"quality": quality or _USUAL_QUALITY, "subsampling": "4:4:4", "speed": 6}
     if meta.icc is not None:
@@ -197,6 +204,11 @@ def _by_pillow(
     _image(first).save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
     for _ in pictures:  # nothing is left, but the generator that counts notes has to end
         pass
+
+
+def _pixels(picture: Picture) -> int:
+    height, width = picture.pixels.shape[:2]
+    return int(height * width)
 
 
 def _image(picture: Picture) -> Image.Image:

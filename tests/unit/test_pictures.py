@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageDraw
 
 import core
 from core import alpha as transparency
-from core import engine, image, tiff
+from core import encode, engine, image, tiff
 from core.__main__ import main
 from core.image import decode, pages
 from tests.unit import profiles
@@ -325,6 +325,11 @@ def test_what_was_lossless_stays_lossless(lanczos: None) -> None:
         after = core.upscale(data, core.Options(format="webp")).data
         assert after is not None
         assert (b"VP8L" in after[:200]) is lossless
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "_MAX_LOSSLESS_WEBP", 900)
+        large = core.upscale(saved(corners(), "PNG"), core.Options(format="webp"))
+        assert b"VP8L" not in (large.data or b"")
+        assert any("choose png" in note for note in large.notes)
     assert b"VP8L" not in (core.upscale(saved(corners(), "PNG"), core.Options(format="webp", quality=90)).data or b"")
 
 
