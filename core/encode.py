@@ -48,6 +48,7 @@ def encode(
     quality: int | None = None,
     *,
     source: Probe | None = None,
+    pixels: int = 0,
 ) -> tuple[str, ...]:
     """Write a picture, an animation or pages; returns one line for each thing that the format could not carry.
 
@@ -57,6 +58,7 @@ def encode(
         format: one of `FORMATS`.
         quality: 1 to 100 for JPEG, WebP and AVIF; None chooses.
         source: what was read, when there is more to it than one picture.
+        pixels: that all of them together have at most, for TIFF, which has two kinds of file.
 
     Raises:
         OutputError: the stream cannot be written (a full disk, for example).
@@ -79,8 +81,7 @@ def encode(
         if format == "png":
             png.write(stream, fitting(), frames, plays)
         elif format == "tiff":
-            size = source.width * source.height * frames * 64 if source is not None else 0
-            notes.update(dict.fromkeys(tiff.write(stream, fitting(), size)))
+            notes.update(dict.fromkeys(tiff.write(stream, fitting(), pixels)))
         else:
             _by_pillow(stream, fitting(), format, quality, plays)
     except OSError as error:

@@ -73,7 +73,9 @@ _BY_MEDIA_TYPE = {
     **dict.fromkeys(("image/heic", "image/heic-sequence", "image/heif-sequence"), "heif"),
 }
 #: Longest side that a format can hold, in pixels.
-MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 65_535}
+MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 32_768}
+#: A BMP states its size in 32 bits; three bytes a pixel.
+MAX_BMP_PIXELS = 0xFFFF_0000 // 3
 #: For messages.
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 
@@ -98,6 +100,7 @@ class Probe:
         plays: how often an animation is played; 0 for ever, None when it is no animation.
         alpha: True when there may be transparency.
         bits: of the deepest channel; more than 8 become 16-bit pixels.
+        pixels: of all frames or pages together; 0 stands for frames of this size.
     """
 
     format: str
@@ -109,6 +112,7 @@ class Probe:
     plays: int | None = None
     alpha: bool = False
     bits: int = 8
+    pixels: int = 0
 
     @property
     def result_format(self) -> str:
@@ -393,3 +397,5 @@ def check_output_size(format: str, width: int, height: int, limits: Limits, fram
     longest = MAX_SIDE.get(format)
     if longest is not None and max(width, height) > longest:
         raise OptionsError(f"{format} holds at most {longest} pixels a side, not {width}x{height}: choose png or tiff")
+    if format == "bmp" and width * height > MAX_BMP_PIXELS:
+        raise OptionsError(f"bmp holds at most {MAX_BMP_PIXELS / 1e6:.0f} megapixels: choose png or tiff")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ import numpy as np
 
 from core import alpha as transparency
 from core import encode, image, metadata, models
-from core.errors import UnreadableImage
+from core.errors import TooLarge, UnreadableImage
 from core.image import Picture, Pixels, Probe, Source
-from core.options import Limits, Options, Result
+from core.options import MAX_SCALE, Limits, Options, Result
 from core.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
@@ -97,14 +98,21 @@ def _run(
 
     def upscaled() -> Iterator[Picture]:
         nonlocal finished, shown, before
+        made = 0  # pixels; pages may differ in size, so that the first one's does not tell all
         with closing(image.pages(source, limits)) as pages:
             for picture in itertools.islice(pages, frames):
+                height, width = picture.pixels.shape[:2]
+                out_width, out_height = options.output_size(width, height)
+                image.check_output_size(format, out_width, out_height, limits)
+                made += out_width * out_height
+                if made > limits.output_pixels:
+                    raise TooLarge(
+                        f"the pages would have more than {limits.output_pixels / 1e6:,.6g} megapixels together"
+                    )
                 if before is not None and _same_pixels(before[0], picture):
                     result = before[1]
                 else:
-                    result = _upscale(picture, options, limits, format, loaded, count)
-                height, width = picture.pixels.shape[:2]
-                out_height, out_width = result.pixels.shape[:2]
+                    result = _upscale(picture, out_height, out_width, options, loaded, count)
                 meta, notes = metadata.for_result(picture.meta, options, (width, height), (out_width, out_height))
                 # What was the same for the frame before is told only once.
                 result = replace(
@@ -116,8 +124,9 @@ def _run(
         if shown < frames:
             raise UnreadableImage("the picture is damaged: it ends before its last frame")
 
-    notes = encode.encode(upscaled(), stream, format, options.quality, source=header)
     width, height = options.output_size(header.width, header.height)
+    pixels = _pixels_at_most(header, options, frames)
+    notes = encode.encode(upscaled(), stream, format, options.quality, source=header, pixels=pixels)
     return Result(
         data=None,
         format=format,
@@ -137,6 +146,16 @@ def _run(
     )
 
 
+def _pixels_at_most(header: Probe, options: Options, frames: int) -> int:
+    """Of the whole result; pages may differ in size."""
+    width, height = options.output_size(header.width, header.height)
+    if frames == 1 or not header.pixels:
+        return width * height * frames
+    exact = options.width is not None or options.height is not None
+    factor = MAX_SCALE**2 if exact else width * height / (header.width * header.height)
+    return math.ceil(header.pixels * factor)
+
+
 def _precise(loaded: Loaded) -> Loaded:
     """The same model in fp32: bf16 has eight bits for a number, and a deep picture has more."""
     import torch
@@ -151,18 +170,17 @@ def _precise(loaded: Loaded) -> Loaded:
 
 def _same_pixels(one: Picture, other: Picture) -> bool:
     """True when the result of one can be taken for the other: animations hold still frames."""
+    if one.pixels.dtype != other.pixels.dtype:
+        return False
     if one.alpha is None or other.alpha is None:
         return one.alpha is other.alpha and np.array_equal(one.pixels, other.pixels)
     return np.array_equal(one.pixels, other.pixels) and np.array_equal(one.alpha, other.alpha)
 
 
 def _upscale(
-    picture: Picture, options: Options, limits: Limits, format: str, loaded: Loaded, progress: Progress
+    picture: Picture, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
 ) -> Picture:
     """One frame or page, pixels and alpha."""
-    height, width = picture.pixels.shape[:2]
-    out_width, out_height = options.output_size(width, height)
-    image.check_output_size(format, out_width, out_height, limits)  # pages may differ in size
     pixels, alpha = picture.pixels, picture.alpha
     if alpha is not None:
         pixels = transparency.extend_edges(pixels, alpha)

@@ -162,7 +162,8 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
     bits = max(8, *(page.bits for page in pages))
     alpha = first.samples > colours
     mode += "A" if alpha else ""
-    found = Probe("tiff", first.width, first.height, size, mode, len(pages), None, alpha, bits)
+    pixels = sum(page.width * page.height for page in pages)
+    found = Probe("tiff", first.width, first.height, size, mode, len(pages), None, alpha, bits, pixels)
 
     def decode_pages() -> Iterator[Picture]:
         for index, page in enumerate(pages):
@@ -345,7 +346,7 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], pixels: int) -> tuple[s
     Args:
         stream: seekable, open for writing, binary, at its start.
         pictures: the pages.
-        pixels: of all pages together; decides whether 32-bit offsets will do.
+        pixels: that all pages together have at most; decides whether 32-bit offsets will do.
     """
     notes: list[str] = []
     linked: int | None = None  # where the offset of the next directory belongs

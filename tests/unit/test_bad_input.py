@@ -93,6 +93,12 @@ def test_format_limits_come_before_the_work(format: str, side: int) -> None:
         core.upscale(data, core.Options(format=format), progress=worked)
 
 
+def test_bmp_holds_four_gigabytes() -> None:
+    image.check_output_size("bmp", 37_000, 37_000, core.Limits(output_pixels=1 << 40))
+    with pytest.raises(core.OptionsError, match="png or tiff"):
+        image.check_output_size("bmp", 38_000, 38_000, core.Limits(output_pixels=1 << 40))
+
+
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     data = saved(corners(), "PNG")
     with pytest.raises(core.OutputError) as caught:

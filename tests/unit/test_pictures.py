@@ -385,10 +385,14 @@ def test_a_small_file_can_be_written_as_bigtiff(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_size_decides_for_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.BytesIO()
-    picture = decode(saved(corners(), "PNG"))
-    tiff.write(stream, iter([picture]), tiff.BIG // 3 + 1)
-    assert stream.getvalue()[:4] == b"II+\0"
+    first, second = Image.fromarray(corners(12, 20)), Image.fromarray(corners(30, 40))
+    for data, pixels in (
+        (saved(first, "TIFF"), 12 * 20),
+        (saved(first, "TIFF", save_all=True, append_images=[second]), 12 * 20 + 30 * 40),
+    ):
+        for size, kind in ((pixels * 4 * 3, b"II*\0"), (pixels * 4 * 3 - 1, b"II+\0")):
+            monkeypatch.setattr(tiff, "BIG", size)
+            assert (core.upscale(data).data or b"")[:4] == kind
 
 
 def test_tiff_description_travels_to_other_formats() -> None:
@@ -418,6 +422,23 @@ def test_pages_of_all_sizes_and_depths(lanczos: None) -> None:
     with after:
         assert [page.shape for page in after.pages] == [(20, 24, 3), (28, 18), (14, 20), (10, 12, 3)]
         assert [str(page.dtype) for page in after.pages] == ["uint8", "uint16", "float32", "uint8"]
+
+
+def test_the_pages_together_are_limited() -> None:
+    small, large = Image.fromarray(corners(4, 4)), Image.fromarray(corners(40, 40))
+    data = saved(small, "TIFF", save_all=True, append_images=[large])
+    with pytest.raises(core.TooLarge, match="together"):
+        core.upscale(data, limits=core.Limits(output_pixels=4 * (16 + 1600) - 1))
+    assert core.upscale(data, limits=core.Limits(output_pixels=4 * (16 + 1600))).frames == 2
+
+
+def test_equal_numbers_of_other_depths_are_other_pages() -> None:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        file.write(np.full((8, 8), 7, np.uint8), photometric="minisblack")
+        file.write(np.full((8, 8), 7, np.uint16), photometric="minisblack")
+    with tifffile.TiffFile(io.BytesIO(core.upscale(stream.getvalue()).data or b"")) as file:
+        assert [str(page.dtype) for page in file.pages] == ["uint8", "uint16"]
 
 
 def test_pages_are_turned_one_by_one() -> None:
