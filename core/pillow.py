@@ -29,6 +29,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, metadata.MAX_
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 _ORIENTATION = 0x0112
+_XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/"
 #: A progressive JPEG has about ten scans. Each goes over the whole picture, so thousands in a small file are a trap.
 _MAX_SCANS = 200
 
@@ -83,6 +84,8 @@ def opened(
         notes.append(f"the frames have {bits} bits, of which 8 are read")
     if first:
         notes.append("the still picture for software without animation was left out")
+    if any(marker == "APP1" and data.startswith(_XMP_EXTENSION) for marker, data in getattr(image, "applist", ())):
+        notes.append("the extension of the XMP packet, beyond 64 kB, was left out")
     if image.format == "MPO":
         notes.append(f"the first of {getattr(image, 'n_frames', 1)} pictures in the file was taken")
 

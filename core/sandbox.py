@@ -2,9 +2,10 @@
 
 One small process is started when the first picture comes. It imports the decoders once and then forks for each
 picture, so that a picture costs milliseconds and never meets what an earlier one left behind. A fork gets the file as
-an open descriptor and limits on CPU time, memory, files and time; it sees none of the environment's secrets. What it
-sends back is read as numbers and bytes of checked sizes, never unpickled: a decoder that was taken over can lie about
-one picture, and no more.
+an open descriptor and limits on CPU time, memory and time; it cannot write files and sees none of the environment's
+secrets. What it sends back is read as numbers and bytes of checked sizes, never unpickled. This holds accidents; it is
+no jail for code that an attacker got to run, which has the rights of this user: for that, give the whole service a
+user or a container of its own.
 
 In AWS Lambda the invocation itself is such a place (one request at a time, its own memory and time limit), and there
 is no need for this.

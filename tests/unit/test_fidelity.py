@@ -577,6 +577,12 @@ A dash: the format has no such mode, or no common program writes it. What is RGB
 the whole way; CMYK and Lab are converted to sRGB. Palettes come out as RGB(A). AVIF of 10 and 12 bits is
 read as such, and written with 8.
 HEIF is written as JPEG (PNG when it is transparent), GIF as PNG (animated: WebP), unless another format is asked for.
+
+## Ten awkward pictures, before and after
+
+![each pair: the input and the result, as a colour-managed viewer shows them](awkward.jpg)
+
+Made by `python -m bench.awkward`.
 """
 
 

@@ -519,6 +519,12 @@ def test_the_extra_still_of_a_png_is_not_a_frame() -> None:
     assert any("still picture" in note for note in result.notes)
 
 
+def test_an_extension_of_xmp_is_told() -> None:
+    data = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)
+    extended = saved(corners(), "JPEG", extra=b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data)
+    assert any("extension" in note for note in core.upscale(extended).notes)
+
+
 def test_the_other_pictures_of_a_jpeg_are_told() -> None:
     data = saved(Image.fromarray(corners()), "MPO", save_all=True, append_images=[Image.fromarray(corners())])
     assert core.probe(data).frames == 1
