@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import free_ports
+from tests.servers import free_ports
 
 ROOT = Path(__file__).parents[2]
 EVENTS = ROOT / "tests" / "events"

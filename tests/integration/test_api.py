@@ -33,7 +33,7 @@ from handler import api, dispatch, guard, jobs, options, problems
 from handler.local import Workers
 from handler.settings import Settings
 from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, LocalStorage, Storage, Unavailable, open_storage
-from tests.integration.conftest import make_bucket
+from tests.servers import make_bucket
 from tests.unit.pictures import corners, huge_png, saved
 
 PNG = saved(corners(), "PNG")  # 20 x 12

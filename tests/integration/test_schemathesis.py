@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.integration.conftest import binary
 from tests.integration.test_local_server import running
+from tests.servers import binary
 
 
 def test_the_service_is_what_it_describes(tmp_path: Path) -> None:
