@@ -270,6 +270,12 @@ def read_fields(
     return found, int.from_bytes(following, "little" if order == "<" else "big")
 
 
+def _seek(stream: BinaryIO, offset: int) -> None:
+    if offset >> 62:  # more than a seek can take, and than any file has
+        raise ValueError("directory outside of the file")
+    stream.seek(offset)
+
+
 def _exactly(stream: BinaryIO, size: int) -> bytes:
     found = stream.read(size)
     if len(found) != size:
@@ -287,7 +293,7 @@ def _read(
     only: frozenset[int] = frozenset(),
 ) -> Directory:
     """`room` is what is left of the bytes that all values together may take."""
-    stream.seek(offset)
+    _seek(stream, offset)
     (count,) = struct.unpack(order + ("Q" if big else "H"), _exactly(stream, 8 if big else 2))
     if count > _MAX_ENTRIES:
         raise ValueError("too many fields")
@@ -304,7 +310,7 @@ def _read(
             room[0] -= size
             if room[0] < 0:
                 raise ValueError("values too large")
-            stream.seek(struct.unpack(order + ("Q" if big else "I"), value)[0])
+            _seek(stream, struct.unpack(order + ("Q" if big else "I"), value)[0])
             value = _exactly(stream, size)
         value = value[:size]
         if tag in (EXIF_POINTER, GPS_POINTER, INTEROP_POINTER):

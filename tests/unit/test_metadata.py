@@ -109,6 +109,19 @@ def test_a_block_that_can_be_corrected_but_not_read() -> None:
         assert decode(result.data or b"").pixels.shape == (24, 40, 3)
 
 
+def test_offsets_beyond_all_numbers() -> None:
+    for kind, number in ((4, 4), (5, 2), (1, 60)):  # a pointer of more than 64 bits
+        block = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8825, kind, number, 26) + bytes(4)
+        block += b"\xff" * 64
+        with pytest.raises(ValueError, match="outside"):
+            exif.read_block(block)
+    big = struct.pack("<QHHQQ", 1, 270, 2, 100, 1 << 63)
+    with pytest.raises(ValueError, match="outside"):
+        exif.read_tiff(io.BytesIO(bytes(8) + big), 8, "<", True)
+    with pytest.raises(ValueError, match="outside"):
+        exif.read_tiff(io.BytesIO(bytes(8)), 1 << 63, "<", True)
+
+
 def test_directories_in_a_circle_end() -> None:
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)
     block = b"II*\0" + struct.pack("<IH", 8, 3) + entry * 3 + struct.pack("<I", 8)
