@@ -38,7 +38,7 @@ def _resize_axis(values: Tensor, dim: int, out: int) -> Tensor:
 
 
 def bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(h, w, 3) uint8 to (height, width, 3) uint8, as MATLAB's imresize does."""
+    """(h, w, channels) uint8 to (height, width, channels) uint8, as MATLAB's imresize does."""
     values = _resize_axis(_resize_axis(pixels.double(), 0, height), 1, width)
     return values.round().clamp(0, 255).byte()
 
@@ -59,17 +59,30 @@ def luma(pixels: Tensor) -> Tensor:
     return (pixels * torch.tensor([65.481, 128.553, 24.966]) / 255).sum(-1) + 16
 
 
+def _compared(made: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, w) float64 of both: Y, or the grey values as they are where the truth has one channel.
+
+    So does the literature: Set14's "bridge" is a greyscale file, and the published 30.24 dB of bicubic interpolation
+    counts its full range from 0 to 255.
+    """
+    made, truth = made.double(), truth.double()
+    if truth.shape[-1] == 1:
+        return made.mean(-1), truth[..., 0]
+    return luma(made), luma(truth)
+
+
 def psnr_y(made: Tensor, truth: Tensor, shave: int) -> float:
-    """PSNR in dB on Y of two (h, w, 3) uint8 pictures, `shave` pixels left out at each border."""
-    difference = luma(made.float()) - luma(truth.float())
+    """PSNR in dB on Y of (h, w, 3) uint8 pictures (a grey truth is (h, w, 1)), `shave` border pixels left out."""
+    one, other = _compared(made, truth)
+    difference = one - other
     if shave:
         difference = difference[shave:-shave, shave:-shave]
-    return 10 * math.log10(255**2 / float(difference.double().square().mean()))
+    return 10 * math.log10(255**2 / float(difference.square().mean()))
 
 
 def ssim_y(made: Tensor, truth: Tensor, shave: int) -> float:
     """Structural similarity on Y of two (h, w, 3) uint8 pictures (Wang et al. 2004: 11x11 Gaussian, sigma 1.5)."""
-    x, y = (luma(picture.double())[None, None] for picture in (made, truth))
+    x, y = (values[None, None] for values in _compared(made, truth))
     if shave:
         x, y = (picture[..., shave:-shave, shave:-shave] for picture in (x, y))
     places = torch.arange(11, dtype=torch.float64) - 5

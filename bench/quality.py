@@ -24,18 +24,20 @@ Upscaler = Callable[[bytes, int, int], Tensor]
 
 
 def pixels(data: bytes) -> Tensor:
-    """(h, w, 3) uint8 of an encoded picture."""
+    """(h, w, 3) uint8 of an encoded picture, (h, w, 1) of a greyscale one."""
     with Image.open(io.BytesIO(data)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB")))
+        values = np.array(image if image.mode == "L" else image.convert("RGB"))
+    return torch.from_numpy(values.reshape(*values.shape[:2], -1))
 
 
 def encoded(values: Tensor, quality: int | None) -> bytes:
     """PNG, or JPEG of a quality with 4:2:0 chroma, as phones and web pages save it."""
     stream = io.BytesIO()
+    image = Image.fromarray(values.numpy().squeeze(-1) if values.shape[-1] == 1 else values.numpy())
     if quality is None:
-        Image.fromarray(values.numpy()).save(stream, "PNG", compress_level=1)
+        image.save(stream, "PNG", compress_level=1)
     else:
-        Image.fromarray(values.numpy()).save(stream, "JPEG", quality=quality, subsampling=2)
+        image.save(stream, "JPEG", quality=quality, subsampling=2)
     return stream.getvalue()
 
 
@@ -60,12 +62,12 @@ def by_bicubic(data: bytes, width: int, height: int) -> Tensor:
 def by_lanczos(data: bytes, width: int, height: int) -> Tensor:
     """Pillow's Lanczos, what a picture viewer or a build script would do."""
     with Image.open(io.BytesIO(data)) as image:
-        made = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(made))
+        made = image.resize((width, height), Image.Resampling.LANCZOS)
+    return pixels(encoded(torch.from_numpy(np.array(made)).reshape(height, width, -1), None))
 
 
 def truths(folder: Path, scale: int) -> Iterator[Tensor]:
-    """(h, w, 3) uint8 pictures whose sides the scale divides."""
+    """(h, w, 3) or greyscale (h, w, 1) uint8 pictures whose sides the scale divides."""
     for path in sorted(folder.glob("*.png")):
         truth = pixels(path.read_bytes())
         yield truth[: truth.shape[0] // scale * scale, : truth.shape[1] // scale * scale]

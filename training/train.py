@@ -5,9 +5,9 @@ trained, not the steps, so that a slower or a shared machine still ends with a f
 
 The recipe. Photos are halved once where they are JPEG (which hides the compression), and again for the input, with
 MATLAB-style antialiased bicubic. Crops are drawn in proportion to their mean absolute Laplacian: sky and blur teach
-nothing. The loss is L1, then with an L1 term on the Fourier coefficients (Cho et al. 2021, arXiv:2108.05054), and
-squared last. Hidden convolutions are stepped by Muon (orthogonalised momentum: Jordan et al. 2024), everything else by
-AdamW; cosine schedule; what is published is an exponential moving average of the weights.
+nothing. The loss is L1, with an L1 term on the Fourier coefficients (Cho et al. 2021, arXiv:2108.05054) in the last
+part. Hidden convolutions are stepped by Muon (orthogonalised momentum: Jordan et al. 2024), everything else by AdamW;
+cosine schedule; what is published is an exponential moving average of the weights.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ Pair = tuple[Tensor, Tensor]  # input (h, w, 3) and target (scale * h, scale * w
 
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.005, 2e-3, 100
 FOURIER_FROM, FOURIER_WEIGHT = 0.6, 0.05  # share of the schedule, weight beside L1
-SQUARED_FROM = 0.85  # share of the schedule
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LARGE_FROM = 0.75  # share of the schedule after which patches are larger
 CHECKPOINT_SECONDS = 300
 WORKERS = 2  # threads; a divisor of the batch
@@ -159,17 +157,11 @@ class Muon:
 
 
 def loss_of(made: Tensor, target: Tensor, share: float) -> Tensor:
-    """Mean absolute error; later with the Fourier term; last the squared error, which is what PSNR counts.
-
-    The squared error counts luma beside the three colours: the eye sees detail in luma, and so does PSNR on Y.
-    """
-    difference = made - target  # (n, 3, h, w)
-    if share >= SQUARED_FROM:
-        luma = (difference * difference.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1)  # (n, h, w)
-        return difference.square().mean() + 2 * luma.square().mean()
-    loss = difference.abs().mean()
+    """Mean absolute error, with the Fourier term once this share of the schedule is over."""
+    loss: Tensor = F.l1_loss(made, target)
     if share >= FOURIER_FROM:
-        loss = loss + FOURIER_WEIGHT * torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
+        difference = torch.fft.rfft2(made - target)
+        loss = loss + FOURIER_WEIGHT * torch.view_as_real(difference).abs().mean()
     return loss
 
 
