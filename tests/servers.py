@@ -113,7 +113,7 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory, aws_environment: None) -
     names = ["master", "volume", "filer", "s3"]
     ports = free_ports(2 * len(names))
     command = [weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-    command += ["-master.telemetry=false", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += ["-master.telemetry=false", "-volume.max=1000", "-master.volumeSizeLimitMB=64"]
     command += ["-s3.config=" + str(folder / "s3.json"), "-s3.port.iceberg=0", "-s3.port.lance=0"]
     for i, name in enumerate(names):
         command += [f"-{name}.port={ports[2 * i]}", f"-{name}.port.grpc={ports[2 * i + 1]}"]
