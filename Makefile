@@ -11,7 +11,7 @@ SETS ?= ../shared/bench
 DATA ?= ../shared/train
 HOURS ?= 2
 
-.PHONY: help upscale serve test lint types unit infra requirements image invoke bench quality train clean
+.PHONY: help upscale serve test lint types unit infra requirements image invoke bench quality train fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -81,6 +81,11 @@ quality: $(VENV)/.dev ## PSNR and SSIM, on pictures in SETS=folder with Set5, Se
 
 train: $(VENV)/.dev ## train the embedded model on DATA=folder of photos for HOURS=2, into runs/
 	$(BIN)/python -m training.train --data "$(DATA)" --run runs/compact-x2 --hours $(HOURS) --export runs/compact-x2/export
+
+fuzz: $(VENV)/.dev ## ten minutes of coverage-guided fuzzing of the decoders
+	$(PIP) -e '.[fuzz]'
+	mkdir -p build/fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_image build/fuzz -max_total_time=600 -rss_limit_mb=4000 -timeout=20 -artifact_prefix=build/
 
 clean:
 	rm -rf $(VENV) $(VENV)-infra build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
