@@ -290,7 +290,7 @@ def _infer(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Rows:
         values = _forward(model, exact, region, job, tile, torch.float32)
         if not bool(values.isfinite().all()):
             raise NonFiniteOutput(f"{model.spec.name} gave no finite values for a tile: its weights may be damaged")
-    return values.permute(1, 2, 0).numpy()
+    return values.clamp_(0, 1).permute(1, 2, 0).numpy()  # clipped only now: it would hide infinity
 
 
 def replace_net(model: Model) -> nn.Module:
@@ -312,16 +312,16 @@ def _region(pixels: Pixels, tile: tiling.Tile) -> Tensor:
 
 
 def _forward(model: Model, net: nn.Module, x: Tensor, job: Job, tile: tiling.Tile, dtype: torch.dtype) -> Tensor:
-    """Run all passes on a region and cut out the owned part: (3, rows * scale, columns * scale) float32, clipped."""
+    """Run all passes on a region and cut out the owned part: (3, rows * scale, columns * scale) float32."""
     with torch.inference_mode():
         x = x.to(device=model.device, dtype=dtype, memory_format=torch.channels_last)
         for index in range(job.passes):
-            x = net(x if index == 0 else x.clamp(0, 1))
+            # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
+            x = net(x if index == 0 else (x + (x - x)).clamp(0, 1))
         rows, columns, scale = tile.rows, tile.columns, job.scale
         y0, x0 = (rows.start - rows.origin) * scale, (columns.start - columns.origin) * scale
         y1, x1 = y0 + (rows.stop - rows.start) * scale, x0 + (columns.stop - columns.start) * scale
-        # Clipping keeps NaN; it is looked for afterwards, where it still can be repaired.
-        return x[0, :, y0:y1, x0:x1].float().clamp(0, 1).cpu()
+        return x[0, :, y0:y1, x0:x1].float().cpu()
 
 
 def measure_rate(model: Model) -> float:
