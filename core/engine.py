@@ -290,7 +290,7 @@ def _infer(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Rows:
         values = _forward(model, exact, region, job, tile, torch.float32)
         if not bool(values.isfinite().all()):
             raise NonFiniteOutput(f"{model.spec.name} gave no finite values for a tile: its weights may be damaged")
-    return values.clamp_(0, 1).permute(1, 2, 0).numpy()  # clipped only now: it would hide infinity
+    return values.clamp(0, 1).permute(1, 2, 0).numpy()  # clipped only now: it would hide infinity
 
 
 def replace_net(model: Model) -> nn.Module:
