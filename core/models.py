@@ -209,7 +209,7 @@ def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         names = ", ".join(MODELS)
         raise ModelError(f"no model {hub_id!r}: give one of {names}, a hub id such as owner/name, or a directory")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, get_session, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -221,6 +221,8 @@ def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass  # not in the cache
     try:
+        # The listing that a download begins with has no time limit: first see whether anybody answers at all.
+        get_session().head(f"{constants.ENDPOINT}/{hub_id}/resolve/main/config.json", timeout=HUB_SECONDS)
         return Path(snapshot_download(hub_id, allow_patterns=list(files), etag_timeout=HUB_SECONDS))
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
