@@ -255,12 +255,10 @@ def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> I
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        failure = error
     else:
         yield tile, values
         return
     # Outside of the handler, so that the traceback no longer holds the failed tile's tensors.
-    del failure
     _make_room(model, side, smallest)
     yield from _infer_parts(model, pixels, job, tile)
 
@@ -286,15 +284,16 @@ def _infer(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Rows:
     values = _forward(model, model.net, region, job, tile, model.dtype)
     if not bool(values.isfinite().all()):
         model.notes.append("a tile was not finite and was redone in fp32")
-        exact = replace_net(model) if model.dtype != torch.float32 else model.net
-        values = _forward(model, exact, region, job, tile, torch.float32)
+        values = _forward(model, _in_fp32(model), region, job, tile, torch.float32)
         if not bool(values.isfinite().all()):
             raise NonFiniteOutput(f"{model.spec.name} gave no finite values for a tile: its weights may be damaged")
     return values.clamp(0, 1).permute(1, 2, 0).numpy()  # clipped only now: it would hide infinity
 
 
-def replace_net(model: Model) -> nn.Module:
-    """The same network in fp32, for one tile that lower precision could not do."""
+def _in_fp32(model: Model) -> nn.Module:
+    """The model's network in fp32: itself, or read again for a tile that lower precision could not do."""
+    if model.dtype == torch.float32:
+        return model.net
     return build(model.spec, models.fetch(model.spec)).to(model.device)
 
 
