@@ -244,6 +244,7 @@ def test_what_is_too_much_here_is_moved_on_to_batch(
     assert ended(local, settings, stopped, stop=lambda: True).backend is Backend.BATCH
     died = queued(local, picture())
     jobs.claim(local, died.id, "dies", 0.001)
+    wait_for(lambda: jobs.claimable(jobs.get(local, died.id), jobs.utc_now()), "the lease to run out")
     assert ended(local, settings, died).backend is Backend.BATCH
 
     full: list[Job] = []
