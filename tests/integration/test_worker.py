@@ -24,7 +24,7 @@ from handler.jobs import Backend, Job, Lease, State
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Storage, Unavailable
 from handler.workspace import PREFIX, workspace
-from tests.integration.work import AT_ONCE, Failing, configured, left_behind, picture, queued, result, results
+from tests.integration.work import AT_ONCE, Failing, configured, left_behind, picture, queued, result, results, wait_for
 
 
 @pytest.fixture
