@@ -271,7 +271,9 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
         model.side = max(smallest, side * 3 // 4)
         model.notes.append(f"out of memory with a tile of {side} px, halo included; redone with {model.side} px")
     elif model.device.type != "cpu":
-        model.device, model.dtype = torch.device("cpu"), pick_dtype(torch.device("cpu"))
+        model.device = torch.device("cpu")
+        # fp32 stays: on a card that multiplies bf16 it was chosen for a picture of more than eight bits.
+        model.dtype = model.dtype if model.dtype == torch.float32 else pick_dtype(model.device)
         model.net = model.net.to(device=model.device, dtype=model.dtype)
         model.notes.append("out of memory on the GPU with the smallest tile, went on on the CPU")
     else:

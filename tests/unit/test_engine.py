@@ -201,6 +201,16 @@ def test_memory_that_never_suffices_is_an_error() -> None:
         run(replace(model, net=Never(), notes=[]), noise(60, 60), 48)
 
 
+def test_the_way_from_a_full_card_to_the_cpu_keeps_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of more than eight bits began in fp32, and must not end in bf16."""
+    monkeypatch.setattr(engine, "pick_dtype", lambda device: torch.bfloat16)
+    for before in (torch.float32, torch.bfloat16):
+        net = nn.Conv2d(3, 3, 1).to(before)  # on the CPU already: a card is only claimed
+        model = engine.Model(models.MODELS["compact-x2"], net, torch.device("cuda"), before, 48)
+        engine._make_room(model, 48, 48)
+        assert (model.device, model.dtype, net.weight.dtype) == (CPU, before, before)
+
+
 def test_a_network_that_stays_not_finite_is_an_error_and_no_picture(tmp_path: Path) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
