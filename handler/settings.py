@@ -86,11 +86,15 @@ class Settings(BaseSettings):
     tile_overlap: int | None = Field(
         default=None, ge=0, le=1024, description="pixels of context around a tile (its halo); empty: chosen"
     )
-    output_format: Literal["", "jpeg", "png", "webp", "tiff", "bmp"] = Field(
-        default="", description="format of a result when a request names none; empty: the input's"
+    output_format: Literal["", "jpeg", "png", "webp", "tiff", "bmp", "avif"] = Field(
+        default="",
+        description="jpeg, png, webp, tiff, bmp or avif: format of a result when a request names none; empty: the input's",
     )
     output_quality: int | None = Field(
-        default=None, ge=1, le=100, description="1 to 100, for JPEG and WebP, when a request names none; empty: chosen"
+        default=None,
+        ge=1,
+        le=100,
+        description="1 to 100, for JPEG, WebP and AVIF, when a request names none; empty: chosen",
     )
 
     # Who may call

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from core.options import FORMATS
 from handler.settings import Settings, get_settings
 
 
@@ -68,6 +69,13 @@ def test_values_as_the_environment_gives_them(monkeypatch: pytest.MonkeyPatch) -
     assert settings.rate_limit == "5/second"
     assert settings.api_key.get_secret_value() == "open-sesame"
     assert "open-sesame" not in repr(settings), "secrets stay out of logs"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_can_be_the_default(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    monkeypatch.setenv("OUTPUT_FORMAT", format)
+    assert get_settings().output_format == format
+    assert format in str(Settings.model_fields["output_format"].description)
 
 
 @pytest.mark.parametrize(
