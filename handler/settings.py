@@ -88,7 +88,8 @@ class Settings(BaseSettings):
     )
     output_format: Literal["", "jpeg", "png", "webp", "tiff", "bmp", "avif"] = Field(
         default="",
-        description="jpeg, png, webp, tiff, bmp or avif: format of a result when a request names none; empty: the input's",
+        description="jpeg, png, webp, tiff, bmp or avif: format of a result when a request names none; "
+        "empty: the input's",
     )
     output_quality: int | None = Field(
         default=None,
