@@ -667,11 +667,11 @@ async def _while_connected(
 
 
 def _count_fallback() -> None:
-    """The metric that the function for upload events counts, too; one line of CloudWatch's embedded format."""
+    """As the function for upload events counts them; one line of CloudWatch's embedded format."""
     from aws_lambda_powertools.metrics import MetricUnit, single_metric
 
-    with single_metric(name="Fallback", unit=MetricUnit.Count, value=1, namespace="Upscaler") as metric:
-        metric.add_dimension(name="service", value="upscaler")
+    with single_metric(name="Fallback", unit=MetricUnit.Count, value=1, namespace=logs.NAMESPACE) as metric:
+        metric.add_dimension(name="service", value=logs.SERVICE)
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

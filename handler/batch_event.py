@@ -15,7 +15,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import jobs, worker
+from handler import jobs, logs, worker
 from handler.jobs import Backend
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, open_storage
@@ -25,7 +25,7 @@ WEBHOOK_SECONDS = 45.0
 
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
-metrics = Metrics(namespace="Upscaler", service="upscaler")
+metrics = Metrics(namespace=logs.NAMESPACE, service=logs.SERVICE)
 
 
 @cache

@@ -1,14 +1,18 @@
-"""Logs as JSON lines in the form of Powertools, in Lambda and on one machine."""
+"""Logs as JSON lines in the form of Powertools, in Lambda and on one machine; the metrics' names in CloudWatch."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 
+NAMESPACE = "Upscaler"
+#: The metrics' one dimension, `service`: stacks of one account share the namespace, functions' names are their own.
+SERVICE = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "upscaler")
 FILE_BYTES = 5_000_000
 FILES = 4
 

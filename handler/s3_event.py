@@ -27,7 +27,7 @@ from aws_lambda_powertools.logging.utils import copy_config_to_registered_logger
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import jobs, worker
+from handler import jobs, logs, worker
 from handler.jobs import Backend, Job, State
 from handler.settings import Settings, get_settings
 from handler.storage import InvalidKey, Storage, check_key, open_storage
@@ -41,7 +41,7 @@ WEBHOOK_SECONDS = 45.0
 
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
-metrics = Metrics(namespace="Upscaler", service="upscaler")
+metrics = Metrics(namespace=logs.NAMESPACE, service=logs.SERVICE)
 if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:  # elsewhere logging belongs to whoever imports this
     logging.getLogger("handler")  # its children are registered, it is not
     copy_config_to_registered_loggers(logger, include={"handler"})

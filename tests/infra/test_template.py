@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from handler.jobs import State
 from handler.settings import Settings
 from handler.storage import S3Storage
 from tests.infra import reach
@@ -170,7 +172,12 @@ def test_no_function_shares_its_role(template: dict[str, Any]) -> None:
         properties = template["Resources"][name]["Properties"]
         found = properties["ContainerProperties"]["JobRoleArn"] if module == "batch_job" else properties["Role"]
         assert found == {"Fn::GetAtt": f"{role}.Arn"}
-        assert "ManagedPolicyArns" not in template["Resources"][role]["Properties"]
+        managed = template["Resources"][role]["Properties"].get("ManagedPolicyArns")
+        if module == "batch_job":
+            assert managed is None
+        else:  # nothing unless tracing is asked for
+            xray = {"Fn::Sub": "arn:${AWS::Partition}:iam::aws:policy/AWSXRayDaemonWriteAccess"}
+            assert managed == {"Fn::If": ["HasTracing", [xray], {"Ref": "AWS::NoValue"}]}
         roles.append(role)
     assert len(set(roles)) == len(roles)
 
@@ -310,6 +317,25 @@ def test_the_guide_names_what_there_is(template: dict[str, Any]) -> None:
     assert len(words) > 15
     assert words <= set(template["Parameters"]) | set(template["Outputs"])
     assert set(re.findall(r"output (\w+)", text)) - {"text", "photo", "json"} <= set(template["Outputs"])
+
+
+def test_metrics_of_two_stacks_do_not_mix(template: dict[str, Any]) -> None:
+    """Each function counts under its own name, and the dashboard shows what the code counts."""
+    code = (
+        "from handler import logs, s3_event, batch_event; print(logs.NAMESPACE, logs.SERVICE, s3_event.metrics.service)"
+    )
+    environment = {**os.environ, "AWS_LAMBDA_FUNCTION_NAME": "stack-a-UploadFunction-1"}
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert printed == ["Upscaler", "stack-a-UploadFunction-1", "stack-a-UploadFunction-1"]
+    body = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    widgets = json.loads(body)["widgets"]
+    [ours] = [w["properties"]["metrics"] for w in widgets if w["properties"]["metrics"][0][0] == "Upscaler"]
+    assert {metric[3] for metric in ours} == {"${UploadFunction}", "${ApiFunction}", "."}
+    source = (ROOT / "handler" / "s3_event.py").read_text()
+    counted = set(re.findall(r'add_metric\(name="(\w+)"', source)) | {state.title() for state in State}
+    assert {metric[1] for metric in ours} <= counted
 
 
 def test_cfn_lint() -> None:
