@@ -177,7 +177,7 @@ def _exit_code(error: core.UpscaleError) -> int:
 
 def _estimate(work: _Work, data: bytes | None, options: Options, limits: Limits) -> dict[str, Any]:
     header = image.probe(data if data is not None else str(work.source), limits)
-    found = core.estimate(header.width, header.height, options, measure=True)
+    found = core.estimate(header.width, header.height, options, picture=header, measure=True)
     format = options.format or header.result_format
     image.check_output_size(format, found.width, found.height, limits, encode.frames_kept(format, header))
     return asdict(found)

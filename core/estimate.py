@@ -2,26 +2,40 @@
 
 Seconds are the model's operations on this picture, halos included, divided by a rate that is measured once per
 machine, model, device and thread count, and kept in the user's cache directory. Decoding and encoding are counted by
-the pixel.
+the pixel. What is only known once the pixels are decoded is taken at its most: that transparency varies, and that no
+frame equals the one before.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
 
-from core import models, tiling
+from core import encode, models, tiling
+from core.image import Probe
 from core.models import ModelSpec
 from core.options import Estimate, Options
 
 #: Operations a second on a machine that nothing is known of: half of what two 2024 server cores reached.
 DEFAULT_RATES = {"compact": 100e9, "swin2sr": 40e9, "lanczos": 1e9}
 _DEFAULT_CUDA = 50.0  # times as fast
-_CODEC_SECONDS = 6e-8  # a pixel, decode and encode, of the larger side
-_BASE_MEMORY = 350e6  # interpreter and torch, bytes
-_TILE_BYTES = {"compact": 48 * 4 * 6, "swin2sr": 180 * 4 * 12, "lanczos": 16}  # an input pixel of a tile
+_DEEP_SLOWDOWN = 2.0  # of fp32 against bf16, while no picture of more than eight bits has told
+_DECODE_SECONDS = 3e-8  # a pixel
+_LANCZOS_SECONDS = 20e-8  # a pixel, of input and result
+#: Seconds and bytes that encoding takes for a pixel, measured on photos: opaque, and with transparency.
+_ENCODING = {
+    "jpeg": ((1e-8, 4), (1e-8, 4)),
+    "png": ((10e-8, 5), (17e-8, 9)),
+    "webp": ((20e-8, 26), (120e-8, 43)),
+    "tiff": ((5e-8, 4), (8e-8, 8)),
+    "bmp": ((1e-8, 4), (1e-8, 4)),
+    "avif": ((170e-8, 45), (400e-8, 48)),
+}
+_BASE_MEMORY = 300e6  # interpreter, torch and a model, bytes
+_HIDDEN_BYTES = 72  # an input pixel, while transparent ones are given a colour
 
 _measured: dict[str, float] = {}
 
@@ -30,25 +44,33 @@ def _cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serverless-upscaler" / "rates.json"
 
 
-def _rate_key(spec: ModelSpec, device: str) -> str:
-    return f"{platform.machine()} {platform.processor()} x{os.cpu_count()} {device} {spec.name} {spec.operations:.0f}"
+def _rate_key(spec: ModelSpec, device: str, deep: bool) -> str:
+    precision = " fp32" if deep else ""
+    cpu = f"{platform.machine()} {platform.processor()} x{os.cpu_count()}"
+    return f"{cpu} {device} {spec.name} {spec.operations:.0f}{precision}"
 
 
-def known_rate(spec: ModelSpec, device: str) -> float | None:
-    """Operations a second from an earlier measurement on this machine, or None."""
+def known_rate(spec: ModelSpec, device: str, *, deep: bool = False) -> float | None:
+    """Operations a second from an earlier measurement on this machine, or None.
+
+    Args:
+        spec: the model.
+        device: "cpu" or "cuda".
+        deep: for pictures of more than eight bits, which are computed in fp32.
+    """
     if not _measured:
         try:
             kept = json.loads(_cache_file().read_text(encoding="utf-8"))
             _measured.update({key: float(value) for key, value in kept.items() if float(value) > 0})
         except (OSError, ValueError, AttributeError, TypeError):
             pass  # nothing measured yet, or a cache that somebody damaged: it is measured anew
-    return _measured.get(_rate_key(spec, device))
+    return _measured.get(_rate_key(spec, device, deep))
 
 
-def keep_rate(spec: ModelSpec, device: str, rate: float) -> None:
+def keep_rate(spec: ModelSpec, device: str, rate: float, *, deep: bool = False) -> None:
     """Remember a measured rate (operations a second) for this process, and on disk where that can be written."""
     known_rate(spec, device)
-    _measured[_rate_key(spec, device)] = rate
+    _measured[_rate_key(spec, device, deep)] = rate
     file = _cache_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,21 +81,25 @@ def keep_rate(spec: ModelSpec, device: str, rate: float) -> None:
         pass  # a read-only machine measures once per process
 
 
-def learn_rate(spec: ModelSpec, device: str, rate: float) -> None:
+def learn_rate(spec: ModelSpec, device: str, rate: float, *, deep: bool = False) -> None:
     """Move the known rate towards one seen in real work (operations a second): machines are busy or idle by turns."""
-    known = known_rate(spec, device)
+    known = known_rate(spec, device, deep=deep)
     mixed = rate if known is None else (known + rate) / 2
     if known is None or abs(mixed / known - 1) > 0.1:
-        keep_rate(spec, device, mixed)
+        keep_rate(spec, device, mixed, deep=deep)
 
 
-def estimate(width: int, height: int, options: Options | None = None, *, measure: bool = False) -> Estimate:
+def estimate(
+    width: int, height: int, options: Options | None = None, *, picture: Probe | None = None, measure: bool = False
+) -> Estimate:
     """Seconds, memory and size of a request.
 
     Args:
         width: of the input, pixels, orientation applied.
         height: of the input, pixels.
         options: as for `upscale`.
+        picture: what its header says, when that is known: its frames, transparency and depth count, and its format
+            where the options name none. Otherwise it is one opaque picture of eight bits, and becomes a PNG.
         measure: load the model and measure its rate now when it is not known for this machine.
 
     Raises:
@@ -81,6 +107,7 @@ def estimate(width: int, height: int, options: Options | None = None, *, measure
         ModelError: only without `measure`: there is no such model. With it, the fall-back chain applies.
     """
     options = options or Options()
+    picture = picture or Probe("png", width, height, 0, "RGB")
     out_width, out_height = options.output_size(width, height)
     device = "cpu" if options.device == "cpu" else _device()
     spec = models.spec_of(models.fallback_chain(options.model)[0])
@@ -94,32 +121,66 @@ def estimate(width: int, height: int, options: Options | None = None, *, measure
         if rate is None and loaded.model:
             rate = engine.measure_rate(loaded.model)
             keep_rate(spec, device, rate)
-    measured = rate is not None
+    measured = rate is not None or spec.kind == "lanczos"
     if rate is None:
         rate = DEFAULT_RATES[spec.kind] * (_DEFAULT_CUDA if device == "cuda" else 1)
-    if spec.kind == "lanczos":
-        return _lanczos(width, height, out_width, out_height)
+    if picture.bits > 8:  # computed in fp32
+        slowdown = _DEEP_SLOWDOWN if _multiplies_bf16(device) else 1
+        rate = known_rate(spec, device, deep=True) or rate / slowdown
 
-    wanted = max(out_width / width, out_height / height)
-    job = models.make_job(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-    tiles = [tile for row in tiling.plan(height, width, job.tile, job.halo, spec.window) for tile in row]
-    computed = sum(tile.rows.size * tile.columns.size for tile in tiles)
-    operations = computed * models.operations(spec, job)
-    seconds = operations / rate + _CODEC_SECONDS * (width * height + out_width * out_height)
-    tallest = max(tile.rows.size for tile in tiles)
-    side = max(tile.rows.size * tile.columns.size for tile in tiles)
-    strip = tallest * width * job.scale**2 * 3 * 4
-    memory = _BASE_MEMORY + 3 * width * height + 2 * 3 * out_width * out_height + 2 * strip
-    memory += side * _TILE_BYTES[spec.kind] * spec.scale ** (2 * (job.passes - 1))
+    format = options.format or picture.result_format
+    frames = encode.frames_kept(format, picture)
+    in_pixels, out_pixels = width * height, out_width * out_height
+    passes = 2 if picture.alpha else 1  # alpha takes as many tiles as colour
+    if spec.kind == "lanczos":
+        seconds, tiles, working = passes * _LANCZOS_SECONDS * (in_pixels + out_pixels), 1, 0.0
+    else:
+        wanted = max(out_width / width, out_height / height)
+        job = models.make_job(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
+        plan = [tile for row in tiling.plan(height, width, job.tile, job.halo, spec.window) for tile in row]
+        regions = [tile.rows.size * tile.columns.size for tile in plan]
+        seconds, tiles = passes * sum(regions) * models.operations(spec, job) / rate, passes * len(plan)
+        strip = max(tile.rows.size for tile in plan) * width * job.scale**2 * 3 * 4  # bytes
+        working = 2 * strip + max(regions) * _tile_bytes(spec) * spec.scale ** (2 * (job.passes - 1))
+    encode_seconds, encode_bytes = _ENCODING[format][picture.alpha]
+    seconds += _DECODE_SECONDS * in_pixels + encode_seconds * out_pixels
+    held = (in_pixels + out_pixels) * (4 if picture.alpha else 3) * (2 if picture.bits > 8 else 1)
+    encoding = out_pixels * encode_bytes
+    if picture.alpha:
+        working = max(working, _HIDDEN_BYTES * in_pixels)
+    if frames > 1:
+        held *= 2  # the frame before, to see what changed
+        if format in ("webp", "avif"):
+            held += 4 * out_pixels * frames  # Pillow takes all frames at once
+    whole = picture.pixels / in_pixels if picture.pixels and frames > 1 else frames  # pages may differ in size
     return Estimate(
-        out_width, out_height, spec.name, seconds, int(memory), len(tiles), width * height / 1e6, device, measured
+        width=out_width,
+        height=out_height,
+        model=spec.name,
+        seconds=seconds * whole,
+        memory=int(_BASE_MEMORY + held + max(working, encoding)),
+        tiles=tiles * frames,
+        megapixels=in_pixels / 1e6,
+        device=device,
+        measured=measured,
     )
 
 
-def _lanczos(width: int, height: int, out_width: int, out_height: int) -> Estimate:
-    pixels = width * height + out_width * out_height
-    memory = int(_BASE_MEMORY + 16 * pixels)
-    return Estimate(out_width, out_height, "lanczos", pixels * 2e-7, memory, 1, width * height / 1e6, "cpu", True)
+def _tile_bytes(spec: ModelSpec) -> float:
+    """What a tile takes for each of its pixels, in fp32; a fit to measurements of five networks.
+
+    Activations grow with the channels, operations with their square; at the end Swin2SR has 64 channels of result.
+    """
+    return 1500 if spec.kind == "compact" else math.sqrt(spec.operations) + 800 * spec.scale**2
+
+
+def _multiplies_bf16(device: str) -> bool:
+    """As `engine.pick_dtype` decides, without torch."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    return device == "cuda" or "avx512_bf16" in flags or "amx_tile" in flags
 
 
 def _device() -> str:

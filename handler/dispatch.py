@@ -46,7 +46,7 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
     """Check a picture against the limits, and say what it will take and where it runs.
 
     Args:
-        picture: of which only format, sides and frames matter.
+        picture: what its header says; of a picture that is still to come, format and sides are enough.
         options: from `handler.options.parse`.
         settings: the limits and the budgets.
 
@@ -61,10 +61,8 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
             f"the input has {width}x{height} pixels, over the limit of {allowed.input_pixels / 1e6:,.6g} megapixels"
         )
     format = options.format or picture.result_format
-    frames = encode.frames_kept(format, picture)
-    image.check_output_size(format, *options.output_size(width, height), allowed, frames)
-    found = _estimate(width, height, options)
-    found = replace(found, seconds=found.seconds * frames, tiles=found.tiles * frames)
+    image.check_output_size(format, *options.output_size(width, height), allowed, encode.frames_kept(format, picture))
+    found = _estimate(picture, options)
     backend = route(found, settings)
     cost = None
     if not settings.local and backend is not Backend.BATCH:
@@ -82,14 +80,15 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
     )
 
 
-def _estimate(width: int, height: int, options: core.Options) -> core.Estimate:
+def _estimate(picture: core.Probe, options: core.Options) -> core.Estimate:
     """Of the first model in the fall-back chain whose numbers can be had."""
     for name in models.fallback_chain(options.model):
         try:
-            return core.estimate(width, height, replace(options, model=name))
+            return core.estimate(picture.width, picture.height, replace(options, model=name), picture=picture)
         except core.ModelError:
             continue
-    return core.estimate(width, height, replace(options, model=models.DEFAULT))
+    default = replace(options, model=models.DEFAULT)
+    return core.estimate(picture.width, picture.height, default, picture=picture)
 
 
 @cache

@@ -65,7 +65,7 @@ def test_plan_says_what_the_core_says() -> None:
     plan = dispatch.plan(probe(100, 50), core.Options(scale=3), settings())
     assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x2", Backend.INLINE)
     assert plan.cost is None
-    found = core.estimate(100, 50, core.Options(scale=3))
+    found = core.estimate(100, 50, core.Options(scale=3), picture=probe(100, 50))
     assert (plan.seconds, plan.memory, plan.tiles) == (found.seconds, found.memory, found.tiles)
 
 
@@ -94,7 +94,7 @@ def test_plan_refuses(width: int, height: int, asked: core.Options, error: type[
 
 def test_plan_counts_the_frames_that_are_kept() -> None:
     animation = probe(100, 50, "gif", frames=10, plays=0)
-    one = dispatch.plan(probe(100, 50), core.Options(), settings())
+    one = dispatch.plan(probe(100, 50), core.Options(format="webp"), settings())
     kept = dispatch.plan(animation, core.Options(), settings())
     first = dispatch.plan(animation, core.Options(format="jpeg"), settings())
     assert (kept.tiles, first.tiles) == (10 * one.tiles, one.tiles)
