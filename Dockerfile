@@ -77,7 +77,10 @@ COPY --from=torch /torch /var/task
 COPY --from=packages /packages /var/task
 COPY --from=checked /weights /opt/models
 COPY --from=application /application /var/task
+# Lambda runs everything as a user without rights, whatever is said here; Docker does not.
 USER 10001:10001
+# `sam local` builds its emulator into a copy of this image, and may not as that user.
+ONBUILD USER root
 CMD ["handler.api.handler"]
 
 
@@ -113,3 +116,4 @@ CMD ["python", "-m", "handler.batch_job", "--help"]
 
 # The default of `docker build`.
 FROM lambda
+USER 10001:10001

@@ -64,6 +64,7 @@ def test_the_classic_builder_reaches_lambda_before_cuda() -> None:
     assert stages[-1] == ("lambda", "")
     assert "RUN --mount" not in DOCKERFILE
     assert "<<" not in DOCKERFILE
+    assert DOCKERFILE.endswith("\nFROM lambda\nUSER 10001:10001\n")
     for name in ("lambda", "batch"):
         body = DOCKERFILE.split(f" AS {name}\n")[1].split("\nFROM ")[0]
         assert "USER 10001:10001" in body
