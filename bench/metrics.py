@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _cubic(x: float) -> float:
+def _cubic(x: Tensor) -> Tensor:
     """Keys' kernel with a = -0.5 (Keys 1981), as MATLAB's imresize uses it."""
-    x = abs(x)
-    if x <= 1:
-        return 1.5 * x**3 - 2.5 * x**2 + 1
-    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+    x = x.abs()
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return torch.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, far * (x < 2))
 
 
 def _resize_axis(values: Tensor, dim: int, out: int) -> Tensor:
@@ -23,18 +22,15 @@ def _resize_axis(values: Tensor, dim: int, out: int) -> Tensor:
     scale = out / length
     stretch = min(scale, 1.0)
     reach = math.ceil(2 / stretch) + 1
+    centre = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5
+    taps = centre.floor().long()[:, None] + torch.arange(-reach, reach)  # (out, 2 * reach)
+    weights = _cubic((taps - centre[:, None]) * stretch)
+    weights /= weights.sum(1, keepdim=True)
+    taps = taps.remainder(2 * length)
     matrix = torch.zeros(out, length, dtype=torch.float64)
-    for row in range(out):
-        centre = (row + 0.5) / scale - 0.5
-        weights = {
-            k: _cubic((k - centre) * stretch) for k in range(math.floor(centre) - reach, math.ceil(centre) + reach)
-        }
-        total = sum(weights.values())
-        for k, weight in weights.items():
-            k %= 2 * length
-            matrix[row, k if k < length else 2 * length - 1 - k] += weight / total
+    matrix.scatter_add_(1, torch.where(taps < length, taps, 2 * length - 1 - taps), weights)
     moved = values.movedim(dim, -1)
-    return (moved @ matrix.to(values.dtype).T).movedim(-1, dim)
+    return (moved @ matrix.to(values).T).movedim(-1, dim)
 
 
 def bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -45,7 +41,7 @@ def bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
 
 def halve(pixels: Tensor) -> Tensor:
     """(h, w, 3) uint8 to (h // 2, w // 2, 3) uint8: MATLAB's imresize by 1/2; odd sides are cut."""
-    taps = torch.tensor([_cubic(0.5 * (k - 3.5)) / 2 for k in range(8)])
+    taps = _cubic(0.5 * (torch.arange(8) - 3.5)) / 2
     even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
     x = even.permute(2, 0, 1)[:, None].float()  # (3, 1, h, w)
     x = torch.cat([x[:, :, :3].flip(2), x, x[:, :, -3:].flip(2)], 2)

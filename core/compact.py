@@ -23,24 +23,28 @@ class Conv(nn.Conv2d):
     or of a thread's share, with another exponential than the rest (2e-7 apart, enough for tiles not to be equal).
     """
 
-    def __init__(self, inputs: int, outputs: int, side: int = 3) -> None:
-        super().__init__(inputs, outputs, side, padding=side // 2)
+    def __init__(self, inputs: int, outputs: int, side: int = 3, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, side, padding=side // 2, groups=groups)
         self._packed: tuple[tuple[torch.dtype, int], Tensor] | None = None
 
-    def forward(self, x: Tensor, silu: bool = False, add: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, silu: bool = False, add: Tensor | None = None, times: Tensor | None = None
+    ) -> Tensor:
         """(n, inputs, h, w) -> (n, outputs, h, w)."""
         if not x.is_cpu or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             x = super().forward(x)
             x = x if add is None else x + add
+            x = x if times is None else x * times
             return F.silu(x) if silu else x
         pad, one, weight = [self.kernel_size[0] // 2] * 2, [1, 1], self._weight(x)
-        if add is None:
+        other = add if times is None else times
+        if other is None:
             after = "swish" if silu else "none"
-            out = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, pad, one, one, 1, after, [], "")
+            out = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, pad, one, one, self.groups, after, [], "")
         else:
-            after_add = "swish" if silu else None
+            kind, after_other = "add" if times is None else "mul", "swish" if silu else None
             out = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, add, weight, self.bias, pad, one, one, 1, "add", 1.0, after_add, [], None
+                x, other, weight, self.bias, pad, one, one, self.groups, kind, 1.0, after_other, [], None
             )
         return torch.Tensor(out)
 
@@ -49,7 +53,9 @@ class Conv(nn.Conv2d):
         key = (self.weight.dtype, self.weight._version)  # the version counts changes made in place
         if self._packed is None or self._packed[0] != key:
             pad, one = [self.kernel_size[0] // 2] * 2, [1, 1]
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, pad, one, one, 1, list(x.shape))
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, pad, one, one, self.groups, list(x.shape)
+            )
             self._packed = key, packed
         return self._packed[1]
 
@@ -62,7 +68,10 @@ class Compact(nn.Module):
         self.config = config
         width, out = config.width, 3 * config.scale**2
         self.head = Conv(3, width)
-        self.body = nn.ModuleList(Conv(width, width) for _ in range(2 * config.blocks))
+        self.body = nn.ModuleList(Conv(width, width, side=3 if index % 2 == 0 else config.second) for index in range(2 * config.blocks))
+        gates = config.blocks if config.gate else 0
+        self.context = nn.ModuleList(Conv(width, width, side=config.gate, groups=width) for _ in range(gates))
+        self.mix = nn.ModuleList(Conv(width, width, side=1) for _ in range(gates))
         self.fuse = Conv(width, width)
         self.tail = Conv(width, out)
         # The picture itself takes a short way round: a 5x5 convolution that starts as bicubic interpolation.
@@ -72,7 +81,10 @@ class Compact(nn.Module):
         """(n, 3, h, w) -> (n, 3, scale * h, scale * w)."""
         shallow = self.head(x)  # (n, width, h, w)
         deep = shallow
-        for first, second in zip(self.body[::2], self.body[1::2], strict=True):
-            deep = second(first(deep, silu=True), add=deep)  # (n, width, h, w)
+        for index, (first, second) in enumerate(zip(self.body[::2], self.body[1::2], strict=True)):
+            inner = first(deep, silu=True)  # (n, width, h, w)
+            if self.context:
+                inner = self.mix[index](self.context[index](inner), times=inner)
+            deep = second(inner, add=deep)  # (n, width, h, w)
         features = self.fuse(deep, silu=True) + shallow  # (n, width, h, w)
         return F.pixel_shuffle(self.tail(features, add=self.skip(x)), self.config.scale)

@@ -1,102 +1,70 @@
-"""Train an embedded model: python -m training.train --data PHOTOS --run runs/compact-x2 --hours 2
+"""Train an embedded model: python -m training.train compact-x2 --data PHOTOS --run runs/compact-x2 --hours 0.25
 
-Resumable: started again with the same --run, it goes on from the last checkpoint, and the schedule follows the hours
+Resumable: started again with the same --run, it goes on from the last checkpoint, and the schedule follows the time
 trained, not the steps, so that a slower or a shared machine still ends with a finished schedule.
 
-The recipe. Photos are halved once where they are JPEG (which hides the compression), and again for the input, with
-MATLAB-style antialiased bicubic. Crops are drawn in proportion to their mean absolute Laplacian: sky and blur teach
-nothing. The loss is L1, with an L1 term on the Fourier coefficients (Cho et al. 2021, arXiv:2108.05054) in the last
-part. Hidden convolutions are stepped by Muon (orthogonalised momentum: Jordan et al. 2024), everything else by AdamW;
-cosine schedule; what is published is an exponential moving average of the weights.
+The recipe. Inputs are made of photos with MATLAB-style antialiased bicubic (compact-*), or as phones and the web make
+them (photo-*, see `training.degrade`). Patches are drawn in proportion to their mean absolute Laplacian: sky and blur
+teach nothing. The loss is L1, with an L1 term on the Fourier coefficients (Cho et al. 2021, arXiv:2108.05054) in the
+last part, where patches are also larger. Matrices of hidden convolutions are stepped by Muon (orthogonalised momentum:
+Jordan et al. 2024), everything else by Adam; cosine schedule; what is published is an exponential moving average of
+the weights. On CUDA a whole step, drawing included, is one CUDA graph in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import functools
+import io
 import json
 import math
-import random
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.metrics import halve, luma
-from core.compact import Compact
+from bench.metrics import luma
+from core.compact import Compact, Conv
 from core.compact_config import CompactConfig
-
-Pair = tuple[Tensor, Tensor]  # input (h, w, 3) and target (scale * h, scale * w, 3), uint8
+from training.degrade import MARGIN, Degrade
+from training.photos import SUFFIXES, Patches, read, reduce
 
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.005, 2e-3, 100
-FOURIER_FROM, FOURIER_WEIGHT = 0.6, 0.05  # share of the schedule, weight beside L1
-LARGE_FROM = 0.75  # share of the schedule after which patches are larger
-CHECKPOINT_SECONDS = 300
-WORKERS = 2  # threads; a divisor of the batch
+FOURIER_WEIGHT = 0.05  # beside L1
+CHECKPOINT_SECONDS = 120
+STEPS_AT_ONCE = 20  # between two looks at the clock
 
 
-def read_photo(path: Path) -> Tensor:
-    """(h, w, 3) uint8, halved where the file is a JPEG, cut to even sides."""
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        pixels = halve(pixels)
-    return pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2].contiguous()
+@dataclass(frozen=True)
+class Phase:
+    """A part of the schedule.
+
+    Attributes:
+        until: share of the schedule at which it ends.
+        count: patches in a batch.
+        size: side of a patch, in pixels of the input.
+        fourier: whether the loss has the Fourier term.
+    """
+
+    until: float
+    count: int
+    size: int
+    fourier: bool
 
 
-def read_pairs(folder: Path) -> list[Pair]:
-    """Every photo below a folder, as input and target."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    return [(halve(photo), photo) for photo in map(read_photo, paths)]
-
-
-class Crops:
-    """Draws patches, those with more detail more often."""
-
-    def __init__(self, pairs: list[Pair], grid: int = 8, window: int = 48) -> None:
-        self.pairs, self.grid = pairs, grid
-        places, weights = [], []
-        for index, (small, _) in enumerate(pairs):
-            grey = small.float().mean(2)
-            detail = torch.zeros_like(grey)
-            around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-            detail[1:-1, 1:-1] = (4 * grey[1:-1, 1:-1] - around).abs()
-            mean = F.avg_pool2d(detail[None, None], window, grid)[0, 0]  # (rows, columns)
-            rows, columns = torch.meshgrid(torch.arange(mean.shape[0]), torch.arange(mean.shape[1]), indexing="ij")
-            places.append(torch.stack([torch.full_like(rows, index), rows * grid, columns * grid], -1).reshape(-1, 3))
-            weights.append((mean + 0.5).flatten())
-        self.places = torch.cat(places)
-        self.cumulative = torch.cat(weights).double().cumsum(0)
-
-    def draw(self, count: int, size: int) -> tuple[Tensor, Tensor]:
-        """(count, 3, size, size) and (count, 3, scale * size, scale * size) in [0, 1], flipped and turned at random."""
-        inputs: list[Tensor] = []
-        targets: list[Tensor] = []
-        for place in torch.searchsorted(self.cumulative, torch.rand(count).double() * self.cumulative[-1]).tolist():
-            index, y, x = self.places[place].tolist()
-            small, large = self.pairs[index]
-            scale = large.shape[0] // small.shape[0]
-            y = min(y + random.randrange(self.grid), small.shape[0] - size)
-            x = min(x + random.randrange(self.grid), small.shape[1] - size)
-            pair = (small[y : y + size, x : x + size], large[scale * y :, scale * x :][: scale * size, : scale * size])
-            flips = [axis for axis in (0, 1) if random.random() < 0.5]
-            turn = random.random() < 0.5
-            for patch, patches in zip(pair, (inputs, targets), strict=True):
-                patch = patch.flip(flips)
-                patches.append(patch.transpose(0, 1) if turn else patch)
-        return tuple(torch.stack(part).permute(0, 3, 1, 2).float() / 255 for part in (inputs, targets))  # type: ignore[return-value]
+#: For a CUDA card, and for a CPU, which sees a hundredth of the pixels.
+CUDA_PHASES = (Phase(0.55, 32, 64, False), Phase(0.75, 32, 64, True), Phase(1.0, 16, 96, True))
+CPU_PHASES = (Phase(0.6, 8, 48, False), Phase(0.75, 8, 48, True), Phase(1.0, 8, 64, True))
 
 
 def start_as_bicubic(net: Compact) -> None:
-    """Make the untrained network a bicubic interpolation: the skip does it, the tail adds little."""
+    """Make the untrained ends of the network a bicubic interpolation: the skip does it, the tail adds little."""
     scale = net.config.scale
 
     def taps(phase: int) -> Tensor:
@@ -109,146 +77,243 @@ def start_as_bicubic(net: Compact) -> None:
 
     with torch.no_grad():
         net.skip.weight.zero_()
-        torch.nn.init.zeros_(net.skip.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(net.skip.bias)  # type: ignore[arg-type]
         for colour in range(3):
             for row in range(scale):
                 for column in range(scale):
                     out = colour * scale**2 + row * scale + column
                     net.skip.weight[out, colour] = taps(row)[:, None] * taps(column)[None, :]
         net.tail.weight.mul_(0.1)
-        torch.nn.init.zeros_(net.tail.bias)  # type: ignore[arg-type]
-        for layer in _hidden(net)[1:-1:2]:
-            layer.weight.mul_(0.1)  # residual blocks begin as little more than the identity
+        nn.init.zeros_(net.tail.bias)  # type: ignore[arg-type]
 
 
-def _hidden(net: Compact) -> list[nn.Conv2d]:
-    """The width-to-width convolutions, in order: two for each block, and the one behind them."""
-    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    return [layer for layer in layers if layer.in_channels == layer.out_channels]
+def start_body(net: Compact) -> None:
+    """Residual blocks begin as little more than the identity, gates as one."""
+    with torch.no_grad():
+        for layer in net.body[1::2]:
+            layer.weight.mul_(0.1)
+        for layer in net.mix:
+            layer.weight.mul_(0.1)
+            nn.init.ones_(layer.bias)
 
 
-def orthogonalised(gradient: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix to (rows, columns), by five Newton-Schulz steps (Jordan et al. 2024)."""
-    x: Tensor = gradient / (gradient.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+def orthogonalised(gradients: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrices to (n, rows, columns), by five Newton-Schulz steps (Jordan et al. 2024)."""
+    x: Tensor = gradients / (gradients.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon:
-    """Momentum whose steps are orthogonalised, for convolutions seen as (out, in * 3 * 3) matrices."""
+    """Momentum whose steps are orthogonalised, for convolutions seen as (out, in * side * side) matrices."""
 
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters = parameters
-        self.momentum = [torch.zeros_like(parameter) for parameter in parameters]
+    def __init__(self, weights: list[Tensor]) -> None:
+        shapes = sorted({tuple(weight.shape) for weight in weights})
+        self.groups = [[weight for weight in weights if tuple(weight.shape) == shape] for shape in shapes]
+        self.state = [torch.zeros_like(torch.stack(group).flatten(2)) for group in self.groups]
 
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
+    def step(self, rate: Tensor) -> None:
         """One step with Nesterov momentum 0.95."""
-        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
-            if parameter.grad is None:
-                continue
-            momentum.lerp_(parameter.grad, 0.05)
-            ahead: Tensor = parameter.grad.lerp(momentum, 0.95)
-            parameter.sub_(orthogonalised(ahead.flatten(1)).view_as(parameter), alpha=rate)
+        for group, momentum in zip(self.groups, self.state, strict=True):
+            gradient = torch.stack([weight.grad.flatten(1) for weight in group if weight.grad is not None])
+            momentum.lerp_(gradient, 0.05)
+            steps = orthogonalised(gradient.lerp(momentum, 0.95)) * rate
+            for weight, step in zip(group, steps, strict=True):
+                weight.sub_(step.view_as(weight))
 
 
-def loss_of(made: Tensor, target: Tensor, share: float) -> Tensor:
-    """Mean absolute error, with the Fourier term once this share of the schedule is over."""
-    loss: Tensor = F.l1_loss(made, target)
-    if share >= FOURIER_FROM:
-        difference = torch.fft.rfft2(made - target)
-        loss = loss + FOURIER_WEIGHT * torch.view_as_real(difference).abs().mean()
-    return loss
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) over all its parameters at once; a warm-up stands in for its bias."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        count = sum(weight.numel() for weight in weights)
+        self.state = [torch.zeros(count, device=weights[0].device) for _ in range(2)]
+
+    def step(self, rate: Tensor) -> None:
+        """One step with betas 0.9 and 0.99."""
+        gradient = torch.cat([weight.grad.flatten() for weight in self.weights if weight.grad is not None])
+        mean, square = self.state
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square(), 0.01)
+        steps = (mean / (square.sqrt() + 1e-8) * rate).split([weight.numel() for weight in self.weights])
+        for weight, step in zip(self.weights, steps, strict=True):
+            weight.sub_(step.view_as(weight))
+
+
+def fast_depthwise(net: Compact) -> None:
+    """Have the depthwise convolutions computed by `training.depthwise`."""
+    from training.depthwise import depthwise
+
+    def forward(layer: Conv, x: Tensor) -> Tensor:
+        assert layer.bias is not None
+        return depthwise(x, layer.weight) + layer.bias.to(x.dtype).view(1, -1, 1, 1)
+
+    for layer in net.context:
+        layer.forward = functools.partial(forward, layer)  # type: ignore[assignment]
+
+
+class Training:
+    """A network on its way, with all that a step needs and all that a checkpoint keeps."""
+
+    def __init__(self, net: Compact, patches: Patches, degrade: Degrade | None) -> None:
+        self.net, self.patches, self.degrade, self.device = net, patches, degrade, patches.device
+        hidden = {layer.weight for layer in [*net.body, *net.mix, net.fuse]}
+        parameters = list(net.parameters())
+        self.muon = Muon([weight for weight in parameters if weight in hidden])
+        self.adam = Adam([weight for weight in parameters if weight not in hidden])
+        self.average = torch.cat([weight.detach().flatten() for weight in parameters])
+        # Rates are tensors, so that a recorded step reads them anew.
+        self.rates = {name: torch.zeros((), device=self.device) for name in ("muon", "adam", "average", "loss")}
+        self.steps, self.seconds = 0, 0.0
+
+    def step(self, phase: Phase) -> None:
+        """Draw a batch, and move the weights and their average."""
+        extra = MARGIN if self.degrade else 0
+        small, large = self.patches.draw(phase.count, phase.size + extra)
+        if self.degrade:
+            small, large = self.degrade(small, large)  # (count, 3, size, size) and (count, 3, scale * size, ...)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            made = self.net(small.contiguous(memory_format=torch.channels_last))
+        difference = made.float() - large
+        loss = difference.abs().mean()
+        if phase.fourier:
+            loss = loss + FOURIER_WEIGHT * torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
+        parameters = list(self.net.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient.float()
+        with torch.no_grad():
+            self.muon.step(self.rates["muon"])
+            self.adam.step(self.rates["adam"])
+            self.average.lerp_(torch.cat([weight.flatten() for weight in parameters]), self.rates["average"])
+            self.rates["loss"].lerp_(loss, 0.01)
+
+    def recorded(self, phase: Phase) -> Callable[[], None]:
+        """A step of this phase as something to call; on CUDA a recording of it."""
+        plain = functools.partial(self.step, phase)
+        if self.device.type != "cuda":
+            return plain
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                plain()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            plain()
+        return graph.replay
+
+    def set_rates(self, share: float) -> None:
+        """The rates at a share of the schedule."""
+        rate = min(1, (self.steps + 1) / WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * min(1, share))) + 1e-3)
+        self.rates["muon"].fill_(MUON_RATE * rate)
+        self.rates["adam"].fill_(ADAM_RATE * rate)
+        self.rates["average"].fill_(max(1e-3, 4 / (self.steps + 4)))
+
+    def averaged(self) -> Compact:
+        """A copy of the network with the averaged weights, on the CPU."""
+        net = Compact(self.net.config)
+        values = self.average.cpu().split([weight.numel() for weight in self.net.parameters()])
+        with torch.no_grad():
+            for weight, value in zip(net.parameters(), values, strict=True):
+                weight.copy_(value.view_as(weight))
+        return net.eval()
+
+    def state(self) -> dict[str, object]:
+        """All that a checkpoint keeps."""
+        return {
+            "net": self.net.state_dict(),
+            "average": self.average,
+            "muon": self.muon.state,
+            "adam": self.adam.state,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def resume(self, file: Path) -> None:
+        """Go on from a checkpoint."""
+        kept = torch.load(file, map_location=self.device, weights_only=True)
+        self.net.load_state_dict(kept["net"])
+        self.average.copy_(kept["average"])
+        for ours, theirs in zip(self.muon.state + self.adam.state, kept["muon"] + kept["adam"], strict=True):
+            ours.copy_(theirs)
+        self.steps, self.seconds = kept["steps"], kept["seconds"]
 
 
 @torch.no_grad()
-def validate(net: Compact, pairs: list[Pair]) -> float:
-    """Mean PSNR in dB on Y, two pixels shaved, of pictures kept out of training."""
-    values = []
-    for small, large in pairs:
-        made = net(small.permute(2, 0, 1)[None].float() / 255).clamp(0, 1)[0].permute(1, 2, 0)
-        error = (luma((made * 255).round()) - luma(large.float()))[2:-2, 2:-2]
+def validate(net: Compact, photos: list[Tensor], device: torch.device, quality: int | None = None) -> float:
+    """Mean PSNR in dB on Y, `scale` pixels shaved, of photos kept out of training; input through JPEG if a quality."""
+    net, scale, values = net.to(device), net.config.scale, []
+    for photo in photos:
+        large = photo[: len(photo) // scale * scale, : photo.shape[1] // scale * scale]
+        small = reduce(large, scale)
+        if quality is not None:
+            Image.fromarray(small.numpy()).save(buffer := io.BytesIO(), "JPEG", quality=quality)
+            small = torch.from_numpy(np.array(Image.open(buffer)))
+        x = (small.permute(2, 0, 1)[None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
+        made = net(x).clamp(0, 1)[0].permute(1, 2, 0).cpu()
+        error = (luma((made * 255).round()) - luma(large.float()))[scale:-scale, scale:-scale]
         values.append(10 * math.log10(255**2 / float(error.square().mean())))
     return sum(values) / len(values)
 
 
-def train(config: CompactConfig, pairs: list[Pair], held_back: list[Pair], run: Path, hours: float) -> Compact:
-    """Train until the hours are over; returns the averaged network. Checkpoints are in `run`."""
+def build(config: CompactConfig, start: Path | None, device: torch.device) -> Compact:
+    """A network to train: new, or with the weights of a model directory, of which the ends fit only the same scale."""
+    net = Compact(config)
+    start_as_bicubic(net)
+    start_body(net)
+    if start:
+        weights, own = load_file(start / "model.safetensors"), net.state_dict()
+        net.load_state_dict({name: weights[name].float() if weights[name].shape == value.shape else value
+                             for name, value in own.items()})
+    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        fast_depthwise(net)
+    return net
+
+
+def train(training: Training, phases: tuple[Phase, ...], seconds: float, held_back: list[Tensor], run: Path) -> Compact:
+    """Train until the time is over; returns the averaged network. Checkpoints are in `run`."""
     run.mkdir(parents=True, exist_ok=True)
     checkpoint = run / "checkpoint.pt"
-    net = Compact(config)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    start_as_bicubic(net)
-    average = copy.deepcopy(net)
-    hidden: list[Tensor] = [layer.weight for layer in _hidden(net)]
-    others = [parameter for parameter in net.parameters() if not any(parameter is weight for weight in hidden)]
-    muon, adam = Muon(hidden), torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.99), weight_decay=0)
-    step, spent = 0, 0.0
     if checkpoint.is_file():
-        kept = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(kept["net"])
-        average.load_state_dict(kept["average"])
-        adam.load_state_dict(kept["adam"])
-        for momentum, value in zip(muon.momentum, kept["muon"], strict=True):
-            momentum.copy_(value)
-        step, spent = kept["step"], kept["spent"]
+        training.resume(checkpoint)
 
     def save() -> None:
         part = checkpoint.with_suffix(".part")
-        torch.save(
-            {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "adam": adam.state_dict(),
-                "muon": muon.momentum,
-                "step": step,
-                "spent": spent,
-            },
-            part,
-        )
+        torch.save(training.state(), part)
         part.replace(checkpoint)
 
-    # One thread for each half of a batch, which meet once a step: threads inside each operation meet hundreds of times,
-    # and one that waits for a busy core holds up the other each time.
-    pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
-
-    def gradients(inputs: Tensor, targets: Tensor, share: float) -> tuple[float, tuple[Tensor, ...]]:
-        loss = loss_of(net(inputs.contiguous(memory_format=torch.channels_last)), targets, share)
-        return loss.item(), torch.autograd.grad(loss, list(net.parameters()))
-
-    crops, total, saved = Crops(pairs), 0.0, time.monotonic()
-    for share, seconds in _clock(spent, hours * 3600):
-        spent += seconds
-        count, size = (8, 48) if share < LARGE_FROM else (8, 64)
-        inputs, targets = crops.draw(count, size)  # (count, 3, size, size) and its target
-        halves = zip(inputs.chunk(WORKERS), targets.chunk(WORKERS), strict=True)
-        done = list(pool.map(lambda half, share=share: gradients(half[0], half[1], share), halves))
-        total += sum(loss for loss, _ in done) / WORKERS
-        for parameter, *parts in zip(net.parameters(), *(parts for _, parts in done), strict=True):
-            parameter.grad = torch.stack(parts).mean(0)
-        rate = min(1, (step + 1) / WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + 1e-3)
-        muon.step(MUON_RATE * rate)
-        for group in adam.param_groups:
-            group["lr"] = ADAM_RATE * rate
-        adam.step()
-        step += 1
-        with torch.no_grad():
-            for kept_value, value in zip(average.parameters(), net.parameters(), strict=True):
-                kept_value.lerp_(value, max(1e-3, 4 / (step + 4)))
-        if step % 500 == 0:
-            print(f"step {step}, {spent / 60:.1f} min, loss {total / 500:.5f}", flush=True)
-            total = 0.0
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save()
-            figure = f", held back {validate(average, held_back):.3f} dB" if held_back else ""
-            print(f"step {step}, checkpoint{figure}", flush=True)
-            saved = time.monotonic()
+    last = saved = time.monotonic()
+    for phase in phases:
+        if training.seconds >= phase.until * seconds:
+            continue
+        training.set_rates(training.seconds / seconds)
+        step = training.recorded(phase)
+        while training.seconds < phase.until * seconds:
+            for _ in range(STEPS_AT_ONCE):
+                training.set_rates(training.seconds / seconds)
+                step()
+                training.steps += 1
+            if training.device.type == "cuda":
+                torch.cuda.synchronize()
+            now = time.monotonic()
+            training.seconds += min(now - last, 60.0)  # a machine that slept, or a paused process, did not train
+            last = now
+            if now - saved > CHECKPOINT_SECONDS:
+                save()
+                figure = f", held back {validate(training.averaged(), held_back, training.device):.3f} dB" if held_back else ""
+                print(f"step {training.steps}, {training.seconds / 60:.1f} min, "
+                      f"loss {float(training.rates['loss']):.5f}{figure}", flush=True)
+                saved = time.monotonic()
+                last = saved
     save()
-    return average
+    return training.averaged()
 
 
 def export(net: Compact, directory: Path) -> None:
@@ -260,32 +325,29 @@ def export(net: Compact, directory: Path) -> None:
     save_file(state, directory / "model.safetensors")
 
 
-def _clock(spent: float, seconds: float) -> Iterator[tuple[float, float]]:
-    """Shares of the schedule until it is over, each with the seconds of the step before."""
-    last = time.monotonic()
-    while spent < seconds:
-        now = time.monotonic()
-        gone = min(now - last, 60.0)  # a machine that slept, or a paused process, did not train
-        last, spent = now, spent + gone
-        yield spent / seconds, gone
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train an embedded model.")
+    parser.add_argument("model", choices=[f"{kind}-x{scale}" for kind in ("compact", "photo") for scale in (2, 3, 4)])
     parser.add_argument("--data", type=Path, required=True, help="folder of photos")
     parser.add_argument("--held-back", type=Path, help="folder of photos for validation")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--start", type=Path, help="model directory whose weights to begin with")
     parser.add_argument("--export", type=Path, help="folder for config.json and model.safetensors at the end")
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--scale", type=int, default=2, choices=[2])
     arguments = parser.parse_args()
+    kind, _, scale = arguments.model.partition("-x")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    random.seed(0)
-    pairs = read_pairs(arguments.data)
-    held_back = read_pairs(arguments.held_back) if arguments.held_back else []
-    print(f"{len(pairs)} photos, {sum(small[..., 0].numel() for small, _ in pairs) / 1e6:.1f} megapixels of input")
-    net = train(CompactConfig(scale=arguments.scale), pairs, held_back, arguments.run, arguments.hours)
+    patches = Patches(arguments.data, int(scale), device)
+    print(f"{patches.photos} photos and reduced copies, {len(patches.small) / 1e6:.1f} megapixels of input")
+    held_back = []
+    if arguments.held_back:
+        held_back = [read(file) for file in sorted(arguments.held_back.iterdir()) if file.suffix.lower() in SUFFIXES]
+    net = build(replace(CompactConfig(), scale=int(scale)), arguments.start, device)
+    training = Training(net, patches, Degrade(int(scale), device) if kind == "photo" else None)
+    phases = CUDA_PHASES if device.type == "cuda" else CPU_PHASES
+    net = train(training, phases, arguments.hours * 3600, held_back, arguments.run)
     if arguments.export:
         export(net, arguments.export)
 
