@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from core import colour, metadata
+from core import colour, metadata, png
 from core.errors import TooLarge, UnreadableImage
 from core.image import READ_FORMATS, Picture, Pixels, Probe, check_size, decoder_errors, scaled, upright
 from core.metadata import Metadata
@@ -77,10 +77,11 @@ def opened(
     bits = _bits(format, head)
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image) if frames > 1 else None
-    found = Probe(format, width, height, size, image.mode, frames, plays, alpha, bits if frames == 1 else 8)
+    kept_bits = bits if frames == 1 or format == "png" else 8
+    found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits)
 
     notes: list[str] = []
-    if bits > 8 and frames > 1:
+    if bits > kept_bits:
         notes.append(f"the frames have {bits} bits, of which 8 are read")
     if first:
         notes.append("the still picture for software without animation was left out")
@@ -90,6 +91,12 @@ def opened(
         notes.append(f"the first of {getattr(image, 'n_frames', 1)} pictures in the file was taken")
 
     def decode_pages() -> Iterator[Picture]:
+        deep: Iterator[Pixels] | None = None
+        if kept_bits > 8:
+            at = stream.tell()  # Pillow reads on from here
+            stream.seek(0)
+            deep = _read_deep(stream.read(), format, bits, frames)
+            stream.seek(at)
         for index in range(first, first + frames):
             with decoder_errors():
                 if format == "jpeg":
@@ -99,10 +106,13 @@ def opened(
                 if image.width * image.height > limits.input_pixels:
                     raise TooLarge("a frame is larger than the picture's header says")
                 image.load()
-                picture = _picture(image, format, stream, found.bits, index > first, plays is not None)
+                later, samples = index > first, None if deep is None else next(deep)
+                picture = _picture(image, format, stream, samples, later, plays is not None)
                 picture = replace(_on_canvas(picture, width, height), notes=(*notes, *picture.notes))
+                samples = None  # these would be held for as long as the picture is worked on
                 if frames == 1:
-                    image.close()  # its pixels would be held for as long as the picture is worked on
+                    image.close()
+                    deep = None
             yield picture
 
     return found, decode_pages
@@ -217,8 +227,10 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _picture(image: Image.Image, format: str, stream: BinaryIO, bits: int, later: bool, animated: bool) -> Picture:
-    """A loaded image as a picture."""
+def _picture(
+    image: Image.Image, format: str, stream: BinaryIO, deep: Pixels | None, later: bool, animated: bool
+) -> Picture:
+    """A loaded image as a picture, with its samples of more than eight bits where it has such."""
     meta, notes = metadata.bounded(metadata.from_pillow(image))
     orientation = _orientation(image)
     duration = image.info.get("duration", 0.0) if animated else 0.0
@@ -231,9 +243,8 @@ def _picture(image: Image.Image, format: str, stream: BinaryIO, bits: int, later
     pixels: Pixels
     alpha: Pixels | None
     icc = meta.icc
-    if bits > 8:
-        stream.seek(0)
-        pixels, alpha = _read_deep(stream.read(), format, bits)
+    if deep is not None:
+        pixels, alpha = _without_alpha(deep)
     elif image.mode == "CMYK":
         converted, said = colour.cmyk_to_rgb(np.asarray(image), icc)
         pixels, alpha, icc, notes = converted, None, None, notes + said
@@ -257,14 +268,22 @@ def _picture(image: Image.Image, format: str, stream: BinaryIO, bits: int, later
     )
 
 
-def _read_deep(data: bytes, format: str, bits: int) -> tuple[Pixels, Pixels | None]:
-    """Pixels (h, w, 1 or 3) and alpha (h, w), uint16, of a PNG or AVIF of which Pillow would keep eight bits."""
+def _read_deep(data: bytes, format: str, bits: int, frames: int) -> Iterator[Pixels]:
+    """(h, w, 1 to 4) uint16, alpha last, for each frame of a PNG or AVIF of which Pillow would keep eight bits."""
     import imagecodecs
 
-    values = imagecodecs.png_decode(data) if format == "png" else imagecodecs.avif_decode(data)
-    if values.dtype != np.uint16 or values.ndim not in (2, 3):
-        raise ValueError("not the pixels that its header says")
-    values = scaled(values.reshape(*values.shape[:2], -1), bits)
+    if frames > 1:
+        yield from png.read_frames(data)
+    else:
+        values = imagecodecs.png_decode(data) if format == "png" else imagecodecs.avif_decode(data)
+        if values.dtype != np.uint16 or values.ndim not in (2, 3):
+            raise ValueError("not the pixels that its header says")
+        yield scaled(values.reshape(*values.shape[:2], -1), bits)
+    raise ValueError("it ends before its last frame")
+
+
+def _without_alpha(values: Pixels) -> tuple[Pixels, Pixels | None]:
+    """Colour (h, w, 1 or 3) and alpha (h, w) of (h, w, 1 to 4)."""
     if values.shape[2] in (2, 4):
         return np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
     return values, None
@@ -302,7 +321,6 @@ def split(image: Image.Image) -> tuple[Pixels, Pixels | None]:
     """Colour (h, w, 1 or 3) and alpha (h, w) of an image of up to 8 bits in any mode."""
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        values = np.asarray(image.convert("LA" if grey else "RGBA"))
-        return np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
+        return _without_alpha(np.asarray(image.convert("LA" if grey else "RGBA")))
     values = np.asarray(image.convert("L" if grey else "RGB"))
     return values.reshape(*values.shape[:2], -1), None

@@ -1,4 +1,4 @@
-"""Writing PNG: sixteen bits and long animations, which Pillow cannot, and every kind of metadata.
+"""PNG where Pillow cannot: written with sixteen bits, long animations and all metadata; read with sixteen bits.
 
 Follows the PNG specification, third edition (APNG included).
 """
@@ -86,22 +86,89 @@ def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, list[memoryview]]:
         image = Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
         image.save(stream, "PNG", compress_level=_LEVEL)
         data = stream.getbuffer()
-    at, header, parts = len(_SIGNATURE), b"", []
-    view = memoryview(data)  # so that nothing is copied
-    while at < len(view):
+    chunks = list(_chunks(data))
+    [header] = [bytes(content) for name, content in chunks if name == b"IHDR"]
+    return header, [content for name, content in chunks if name == b"IDAT"]
+
+
+def _chunks(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Name and content of each chunk."""
+    view, at = memoryview(data), len(_SIGNATURE)  # a view, so that nothing is copied
+    while at + 12 <= len(view):
         (length,) = struct.unpack_from(">I", view, at)
-        name, content = bytes(view[at + 4 : at + 8]), view[at + 8 : at + 8 + length]
-        if name == b"IHDR":
-            header = bytes(content)
-        elif name == b"IDAT":
-            parts.append(content)
+        yield bytes(view[at + 4 : at + 8]), view[at + 8 : at + 8 + length]
         at += 12 + length
-    return header, parts
 
 
 def _chunk(name: bytes, data: bytes | memoryview) -> bytes:
     checksum = zlib.crc32(data, zlib.crc32(name))
     return b"".join((struct.pack(">I", len(data)), name, data, struct.pack(">I", checksum)))
+
+
+def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:
+    """The frames of an animation of sixteen bits, as they are shown.
+
+    Yields:
+        (height, width, 2 or 4) uint16, the last channel alpha.
+
+    Raises:
+        ValueError: a frame does not lie in the picture, or is damaged.
+    """
+    import imagecodecs
+
+    canvas: npt.NDArray[Any] | None = None
+    header = shared = control = b""
+    parts: list[memoryview] = []
+    for name, content in _chunks(data):
+        if name == b"IHDR":
+            header = bytes(content)
+        elif name == b"tRNS":
+            shared = _chunk(name, content)
+        elif name == b"IDAT" and control:  # before the first control, it is the still picture for older software
+            parts.append(content)
+        elif name == b"fdAT":
+            parts.append(content[4:])
+        elif name in (b"fcTL", b"IEND"):
+            if parts:
+                # Each frame is a PNG of its own but for the header.
+                still = _chunk(b"IHDR", control[4:12] + header[8:]) + shared + _chunk(b"IDAT", b"".join(parts))
+                frame = imagecodecs.png_decode(_SIGNATURE + still + _chunk(b"IEND", b""))
+                frame = frame.reshape(*frame.shape[:2], -1)
+                if frame.shape[2] in (1, 3):
+                    frame = np.dstack([frame, np.full(frame.shape[:2], 65535, np.uint16)])
+                if canvas is None:
+                    width, height = struct.unpack(">II", header[:8])
+                    canvas = np.zeros((height, width, frame.shape[2]), np.uint16)
+                shown, canvas = _drawn(canvas, frame, control)
+                yield shown
+            control, parts = bytes(content), []
+
+
+def _drawn(
+    canvas: npt.NDArray[Any], frame: npt.NDArray[Any], control: bytes
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A canvas once a frame is drawn as its fcTL chunk says, and the canvas for the next."""
+    left, top, dispose, blend = struct.unpack(">12xII4xBB", control)
+    height, width = frame.shape[:2]
+    place = np.s_[top : top + height, left : left + width]
+    below = canvas[place]
+    if below.shape != frame.shape:
+        raise ValueError("a frame does not lie in the picture")
+    shown = canvas.copy()
+    if blend == 0:
+        shown[place] = frame
+    else:
+        share, rest = frame[:, :, -1:] / 65535, below[:, :, -1:] / 65535  # (h, w, 1)
+        rest = rest * (1 - share)
+        colour = (frame[:, :, :-1] * share + below[:, :, :-1] * rest) / np.maximum(share + rest, 1e-12)
+        shown[place] = np.rint(np.concatenate([colour, (share + rest) * 65535], axis=2))
+    if dispose == 0:
+        return shown, shown
+    if dispose == 2:
+        return shown, canvas
+    after = shown.copy()
+    after[place] = 0
+    return shown, after
 
 
 def _ancillary(meta: Metadata) -> Iterator[tuple[bytes, bytes]]:
