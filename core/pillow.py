@@ -103,6 +103,9 @@ def opened(
                     _count_scans(stream)
                 if index:
                     image.seek(index)
+                if deep is not None and frames > 1:
+                    # Drawn in `core.png`; Pillow would fail to blend greys of 16 bits.
+                    image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # type: ignore[attr-defined]
                 if image.width * image.height > limits.input_pixels:
                     raise TooLarge("a frame is larger than the picture's header says")
                 image.load()
