@@ -10,7 +10,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,8 +116,8 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error
 
 
-def build(spec: ModelSpec, directory: Path) -> nn.Module:
-    """The network of a model directory, in fp32 on the CPU.
+def build(spec: ModelSpec, directory: Path, device: torch.device | None = None) -> nn.Module:
+    """The network of a model directory, in fp32 on the CPU; meant for `device`, if that is a card.
 
     Raises:
         ModelError: the configuration or the weights are damaged, or do not belong together.
@@ -131,6 +131,10 @@ def build(spec: ModelSpec, directory: Path) -> nn.Module:
             net.load_state_dict(state)
         except RuntimeError as error:
             raise ModelError(f"the weights in {directory} do not fit its config.json") from error
+    elif device and device.type == "cuda":
+        from core.swin2sr_cuda import Swin2SRCuda
+
+        net = Swin2SRCuda(config, state)
     else:
         from core.swin2sr import Swin2SR
 
@@ -159,7 +163,11 @@ def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> t
         start = time.perf_counter()
         keep_freed_memory()
         spec = models.spec_of(name)
-        net = build(spec, models.fetch(spec)).to(device=device, dtype=dtype)
+        net = build(spec, models.fetch(spec), device).to(device=device, dtype=dtype)
+        if device.type == "cuda":
+            from core import cuda
+
+            cuda.prepare(net)
         model = Model(spec, net, device, dtype, 1 << 20)
         _warm.clear()  # running calls keep their own reference until they end
         _warm[key] = model
@@ -223,12 +231,13 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
     if progress:
         progress(0, total)
     computed, busy = 0, 0.0
+    made = _infer_all(model, pixels, job, [tile for row in rows for tile in row])
     for row in rows:
         top, bottom = row[0].rows.start, row[0].rows.stop
         strip = np.full(((bottom - top) * job.scale, width * job.scale, 3), np.nan, np.float32)
         for tile in row:
             start = time.perf_counter()
-            for part, values in _infer_parts(model, pixels, job, tile):
+            for part, values in next(made):
                 y, x = (part.rows.start - top) * job.scale, part.columns.start * job.scale
                 strip[y : y + values.shape[0], x : x + values.shape[1]] = values
             busy += time.perf_counter() - start
@@ -239,6 +248,38 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
         yield strip
     if computed >= _TELLING_PIXELS:
         learn_rate(model.spec, model.device.type, computed * operations(model.spec, job) / busy)
+
+
+def _infer_all(
+    model: Model, pixels: Pixels, job: Job, tiles: list[tiling.Tile]
+) -> Iterator[Iterable[tuple[tiling.Tile, Rows]]]:
+    """All tiles, each in parts; on a card in batches, and alone only what went wrong in its batch."""
+    if model.device.type != "cuda":
+        for tile in tiles:
+            yield _infer_parts(model, pixels, job, tile)
+        return
+    yield from _infer_batches(model, pixels, job, tiles)
+
+
+def _infer_batches(
+    model: Model, pixels: Pixels, job: Job, tiles: list[tiling.Tile]
+) -> Iterator[Iterable[tuple[tiling.Tile, Rows]]]:
+    """`_infer_all` in batches, on any device."""
+    from core import cuda
+
+    net, dtype = model.net, model.dtype
+
+    def forward(x: Tensor) -> Tensor:
+        return _passes(net, x.to(dtype), job)
+
+    regions = (_cut(pixels, tile) for tile in tiles)
+    batch = cuda.batch_size(tiles[0].rows.size, tiles[0].columns.size, job.scale, model.device)
+    results = cuda.run(forward, regions, batch, model.device, _is_out_of_memory)
+    for tile, values in zip(tiles, results, strict=True):
+        if values is None:
+            yield _infer_parts(model, pixels, job, tile)
+        else:
+            yield [(tile, values[_owned(tile, job)])]
 
 
 def _infer_parts(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Iterator[tuple[tiling.Tile, Rows]]:
@@ -274,7 +315,8 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
         model.device = torch.device("cpu")
         # fp32 stays: on a card that multiplies bf16 it was chosen for a picture of more than eight bits.
         model.dtype = model.dtype if model.dtype == torch.float32 else pick_dtype(model.device)
-        model.net = model.net.to(device=model.device, dtype=model.dtype)
+        net = build(model.spec, models.fetch(model.spec)) if model.spec.kind == "swin2sr" else model.net
+        model.net = net.to(device=model.device, dtype=model.dtype)
         model.notes.append("out of memory on the GPU with the smallest tile, went on on the CPU")
     else:
         raise OutOfMemory(f"not enough memory for a tile of {side} px: close other programs or use a smaller model")
@@ -282,7 +324,9 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
 
 def _infer(model: Model, pixels: Pixels, job: Job, tile: tiling.Tile) -> Rows:
     """The owned part of a tile: (rows * scale, columns * scale, 3) float32 in [0, 1]."""
-    region = _region(pixels, tile)  # (1, 3, h, w)
+    cut = _cut(pixels, tile)  # (h, w, 1 or 3)
+    region = torch.from_numpy(np.divide(cut, np.iinfo(cut.dtype).max, dtype=np.float32))
+    region = region.permute(2, 0, 1).unsqueeze(0).expand(1, 3, -1, -1)  # (1, 3, h, w), channels_last in memory
     values = _forward(model, model.net, region, job, tile, model.dtype)
     if not bool(values.isfinite().all()):
         model.notes.append("a tile was not finite and was redone in fp32")
@@ -299,8 +343,8 @@ def _in_fp32(model: Model) -> nn.Module:
     return build(model.spec, models.fetch(model.spec)).to(model.device)
 
 
-def _region(pixels: Pixels, tile: tiling.Tile) -> Tensor:
-    """The pixels that a tile is computed from, (1, 3, h, w) float32 in [0, 1], padded at the picture's lower right."""
+def _cut(pixels: Pixels, tile: tiling.Tile) -> Pixels:
+    """The pixels that a tile is computed from, (h, w, 1 or 3), padded at the picture's lower right."""
     rows, columns = tile.rows, tile.columns
     cut = pixels[rows.origin : rows.origin + rows.size, columns.origin : columns.origin + columns.size]
     below, right = rows.size - cut.shape[0], columns.size - cut.shape[1]
@@ -308,21 +352,29 @@ def _region(pixels: Pixels, tile: tiling.Tile) -> Tensor:
         # Reflection, as the reference pads; a picture smaller than the pad has nothing to reflect.
         small = cut.shape[0] <= below or cut.shape[1] <= right
         cut = np.pad(cut, ((0, below), (0, right), (0, 0)), mode="edge" if small else "reflect")
-    region = torch.from_numpy(np.divide(cut, np.iinfo(pixels.dtype).max, dtype=np.float32))  # (h, w, 1 or 3)
-    return region.permute(2, 0, 1).unsqueeze(0).expand(1, 3, -1, -1)  # channels_last in memory
+    return cut
 
 
 def _forward(model: Model, net: nn.Module, x: Tensor, job: Job, tile: tiling.Tile, dtype: torch.dtype) -> Tensor:
     """Run all passes on a region and cut out the owned part: (3, rows * scale, columns * scale) float32."""
     with torch.inference_mode():
         x = x.to(device=model.device, dtype=dtype, memory_format=torch.channels_last)
-        for index in range(job.passes):
-            # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
-            x = net(x if index == 0 else (x + (x - x)).clamp(0, 1))
-        rows, columns, scale = tile.rows, tile.columns, job.scale
-        y0, x0 = (rows.start - rows.origin) * scale, (columns.start - columns.origin) * scale
-        y1, x1 = y0 + (rows.stop - rows.start) * scale, x0 + (columns.stop - columns.start) * scale
-        return x[0, :, y0:y1, x0:x1].float().cpu()
+        return _passes(net, x, job)[0, :, *_owned(tile, job)].float().cpu()
+
+
+def _passes(net: nn.Module, x: Tensor, job: Job) -> Tensor:
+    """(n, 3, h, w) -> (n, 3, job.scale * h, job.scale * w)."""
+    for index in range(job.passes):
+        # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
+        x = net(x if index == 0 else (x + (x - x)).clamp(0, 1))
+    return x
+
+
+def _owned(tile: tiling.Tile, job: Job) -> tuple[slice, slice]:
+    """Where in a region's result its tile's own part is."""
+    spans = ((span.start - span.origin, span.stop - span.origin) for span in (tile.rows, tile.columns))
+    rows, columns = (slice(start * job.scale, stop * job.scale) for start, stop in spans)
+    return rows, columns
 
 
 def measure_rate(model: Model) -> float:
