@@ -64,12 +64,14 @@ infra: $(VENV)-infra/.done ## check template.yaml and the Dockerfile
 requirements: $(VENV)-infra/.done ## make infra/requirements.txt anew from pyproject.toml
 	UV=$(VENV)-infra/bin/uv sh infra/requirements.sh
 
+# BASE_IMAGE: another base image than the Dockerfile's; TORCH_INDEX: another index for torch.
 image: ## the container image of the functions (needs Docker)
 	docker build --target lambda --tag upscaler $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	  $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
 
 invoke: $(VENV)-infra/.done ## one request through the real container (needs Docker)
-	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam build
+	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam build $(if $(BASE_IMAGE)$(TORCH_INDEX),--parameter-overrides \
+	  $(if $(BASE_IMAGE),BaseImage=$(BASE_IMAGE)) $(if $(TORCH_INDEX),TorchIndex=$(TORCH_INDEX)))
 	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam local invoke ApiFunction --event tests/events/rest_upscale.json
 
 bench: $(VENV)/.dev ## seconds and memory of the whole command, and of the service
