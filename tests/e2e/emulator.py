@@ -49,6 +49,7 @@ class Function:
 
     url: str
     log: Path
+    pid: int
 
     def __call__(self, event: Mapping[str, Any] | str, timeout: float = 240) -> Any:
         """Invoke it with an event, or with one of tests/events by name; gives what it answers, errors as well."""
@@ -104,7 +105,7 @@ def function(handler: str, folder: Path, environment: Mapping[str, str], *, seco
             time.sleep(0.1)
         else:
             pytest.fail(f"the emulator did not start: {log.read_text()[-2000:]}")
-        yield Function(f"http://127.0.0.1:{front}/2015-03-31/functions/function/invocations", log)
+        yield Function(f"http://127.0.0.1:{front}/2015-03-31/functions/function/invocations", log, process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # with the runtime that it started
         process.wait()
