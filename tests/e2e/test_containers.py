@@ -172,6 +172,29 @@ def test_it_runs_read_only_and_without_rights(image: str) -> None:
             assert "Read-only file system" in refused.stderr
 
 
+def test_baked_weights_are_proved_against_transformers(base: str, image: str, tmp_path: Path) -> None:
+    """The build loads them with transformers, and the image runs them without it and without a network."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Swin2SRConfig(
+        embed_dim=12, depths=[2], num_heads=[2], window_size=8, upscale=2, upsampler="pixelshuffledirect", image_size=16
+    )
+    for name in ("core", "handler", "infra"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Dockerfile", ".dockerignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    transformers.Swin2SRForImageSuperResolution(config).save_pretrained(tmp_path / "models" / "tiny")
+    arguments = [f"--build-arg=BASE_IMAGE={base}", f"--build-arg=TORCH_INDEX={TORCH_INDEX}"]
+    arguments += ["--build-arg=MODELS=models/tiny", "--target=lambda", "--tag=upscaler-tiny", str(tmp_path)]
+    assert "tiny: as transformers" in docker("build", *arguments)
+    code = (
+        "import io, core; from PIL import Image; picture = io.BytesIO();"
+        "Image.new('RGB', (20, 12)).save(picture, 'PNG');"
+        "made = core.upscale(picture, core.Options(model='/opt/models/tiny')); print(made.width, made.degraded)"
+    )
+    run = ["run", "--rm", "--network=none", *CONFINED, "--entrypoint=python3"]
+    assert docker(*run, "upscaler-tiny", "-c", code) == "40 False"
+
+
 # -- SAM ---------------------------------------------------------------------------------------------------------------
 
 
