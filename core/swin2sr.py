@@ -35,6 +35,9 @@ _MEAN = (0.4488, 0.4371, 0.4040)
 #: Floats in a chunk of tokens, at most: 16 windows of 8x8 at 180 channels. Query, key and value take 2 MB then.
 _CHUNK = 192 * 1024
 
+#: Added to a vector's squared length, or taken in its place: a vector of zeros stays one.
+_TINY = 1e-24
+
 #: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
 _Take = Callable[..., Tensor]
 
@@ -176,17 +179,24 @@ class _Layer(nn.Module):
     """Attention in windows by cosine similarity and position, then an MLP; a norm follows each (arXiv:2111.09883)."""
 
     gain: Tensor
+    to_heads: Tensor
+    from_heads: Tensor
     bias: Tensor
+    factor: Tensor
 
     def __init__(self, take: _Take, name: str, config: Swin2SRConfig, heads: int, shift: int) -> None:
         super().__init__()
         dim, hidden, attention = config.embed_dim, config.hidden, f"{name}.attention.self"
         self.heads, self.tokens = heads, config.window**2
-        weight = torch.cat([take(f"{attention}.{part}.weight", dim, dim) for part in ("query", "key", "value")])
-        bias = torch.zeros(3 * dim)  # key has none
+        parts = [take(f"{attention}.{part}.weight", dim, dim) for part in ("query", "key", "value")]
+        bias = torch.zeros(3, dim)  # key has none
         if config.qkv_bias:
-            bias[:dim], bias[2 * dim :] = take(f"{attention}.query.bias", dim), take(f"{attention}.value.bias", dim)
-        self.qkv = _Linear(weight, bias)
+            bias[0], bias[2] = take(f"{attention}.query.bias", dim), take(f"{attention}.value.bias", dim)
+        # Each head's value has one column more, which is 1: weighted and added up as the others are, it is the sum
+        # of the weights, by which softmax divides.
+        value = F.pad(parts[2].view(heads, -1, dim), (0, 0, 0, 1)).flatten(0, 1)  # (C + H, C)
+        ones = F.pad(bias[2].view(heads, -1), (0, 1), value=1.0).flatten()  # (C + H,)
+        self.qkv = _Linear(torch.cat([*parts[:2], value]), torch.cat([bias[0], bias[1], ones]))
         self.project = _linear(take, f"{name}.attention.output.dense", dim, dim)
         self.norm_attention = _norm(take, f"{name}.layernorm_before", dim, config.layer_norm_eps)
         self.expand = _linear(take, f"{name}.intermediate.dense", dim, hidden, gelu=True)
@@ -194,7 +204,11 @@ class _Layer(nn.Module):
         self.norm_mlp = _norm(take, f"{name}.layernorm_after", dim, config.layer_norm_eps)
 
         scale = take(f"{attention}.logit_scale", heads, 1, 1).clamp(max=math.log(100)).exp()
-        self.register_buffer("gain", torch.cat([scale.view(heads, 1), torch.ones(heads, 1)]))  # (2H, 1)
+        gain = torch.cat([scale.flatten(), torch.ones(heads)]).unsqueeze(1)  # (2H, 1)
+        self.register_buffer("gain", gain)
+        # As matrix products, the sums over a head's channels and the way back are faster than as sums.
+        self.register_buffer("to_heads", torch.eye(2 * heads).repeat_interleave(dim // heads, 0))  # (2C, 2H)
+        self.register_buffer("from_heads", (self.to_heads * gain.T).T.contiguous())  # (2H, 2C)
         mlp = f"{attention}.continuous_position_bias_mlp"
         between, index = offsets(config.window)
         hats = F.linear(between, take(f"{mlp}.0.weight", 512, 2), take(f"{mlp}.0.bias", 512)).relu()
@@ -202,27 +216,71 @@ class _Layer(nn.Module):
         position = by_offset[index].permute(2, 0, 1)  # (H, N, N)
         # Softmax ignores what a row has in common. Without it, the biases that matter are near 0, where bf16 is fine.
         position = position - position.amax(-1, keepdim=True)
-        self.register_buffer("bias", (position + shift_masks(config.window, shift)).contiguous())  # (kinds, H, N, N)
+        # Three dimensions: a network that is made channels_last must not rearrange it.
+        bias = (position + shift_masks(config.window, shift)).flatten(0, 1)  # (kinds * H, N, N)
+        self.register_buffer("bias", bias)
+        # No logit is beyond the scale: up to here its exponential needs no maximum taken off, nor does it underflow.
+        self.moderate = float(scale.max()) <= 60
+        self.register_buffer("factor", bias.exp())  # (kinds * H, N, N)
 
     def forward(self, x: Tensor, runs: Runs) -> Tensor:
         """(T, C) -> (T, C)."""
-        total, dim = x.shape
-        qkv = self.qkv(x)  # (T, 3C)
-        qk = qkv[:, : 2 * dim].view(total, 2 * self.heads, -1)  # (T, 2H, D)
-        squares = qk.float().square().sum(-1, keepdim=True)  # (T, 2H, 1)
-        qk = (qk * (self.gain * squares.clamp_min(1e-24).rsqrt())).to(x.dtype)
-        q, k = qk.view(-1, self.tokens, 2, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-        v = qkv[:, 2 * dim :].view(-1, self.tokens, self.heads, dim // self.heads).transpose(1, 2)  # (B, H, N, D)
-        parts, start = [], 0
-        for count, kind in runs:
-            run, bias = slice(start, start + count), self.bias[kind : kind + 1]  # (1, H, N, N)
-            y = F.scaled_dot_product_attention(q[run], k[run], v[run], attn_mask=bias, scale=1.0)
-            parts.append(y.transpose(1, 2))  # (count, N, H, D)
-            start += count
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(total, dim)
+        qkv = self.qkv(x)  # (T, 3C + H)
+        fast = x.is_cpu and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
+        y = self._attend_by_head(qkv, runs) if fast else self._attend(qkv, runs)  # (T, C)
         x = self.norm_attention(self.project(y)).add_(x)
         result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)
         return result
+
+    def _attend(self, qkv: Tensor, runs: Runs) -> Tensor:
+        """(T, 3C + H) -> (T, C), by the attention that PyTorch has."""
+        heads = self.heads
+        width = qkv.shape[1] // (3 * heads)  # D
+        qk = qkv[:, : 2 * heads * width].unflatten(1, (2 * heads, width))  # (T, 2H, D)
+        squares = qk.float().square().sum(-1, keepdim=True)  # (T, 2H, 1)
+        qk = (qk * (self.gain * squares.clamp_min(_TINY).rsqrt())).to(qkv.dtype)
+        q, k = qk.view(-1, self.tokens, 2, heads, width).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
+        v = qkv[:, 2 * heads * width :].view(-1, self.tokens, heads, width + 1)[..., :width].transpose(1, 2)
+        parts, start = [], 0
+        for count, kind in runs:
+            run, bias = slice(start, start + count), self.bias[None, kind * heads : (kind + 1) * heads]  # (1, H, N, N)
+            y = F.scaled_dot_product_attention(q[run], k[run], v[run], attn_mask=bias, scale=1.0)
+            parts.append(y.transpose(1, 2))  # (count, N, H, D)
+            start += count
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(len(qkv), -1)
+
+    def _attend_by_head(self, qkv: Tensor, runs: Runs) -> Tensor:
+        """The same on a CPU in fp32, and faster: PyTorch's takes small blocks of each window, and copies q, k and v.
+
+        Head by head, the scores of all windows of the chunk stay in the cache, and q, k and v stay where they are.
+        """
+        heads = self.heads
+        width = qkv.shape[1] // (3 * heads)  # D
+        qk = qkv[:, : 2 * heads * width]  # (T, 2C)
+        squares = torch.addmm(qk.new_full((1,), _TINY), qk.square(), self.to_heads)  # (T, 2H)
+        qk.mul_(squares.rsqrt_() @ self.from_heads)
+        qkv = qkv.unflatten(0, (-1, self.tokens))  # (B, N, 3C + H)
+        columns = qkv.split([width] * (2 * heads) + [width + 1] * heads, -1)
+        y = qkv.new_empty(len(qkv), self.tokens, heads * width)
+        scores = qkv.new_empty(len(qkv), self.tokens, self.tokens)
+        parts = scores.split([count for count, _ in runs])
+        values = qkv.new_empty(len(qkv), self.tokens, width + 1)
+        sums, total = values.split([width, 1], -1)
+        for head, result in enumerate(y.split(width, -1)):
+            q, k, v = columns[head], columns[heads + head].mT, columns[2 * heads + head]
+            torch.bmm(q, k, out=scores)
+            if self.moderate:
+                scores.exp_()
+                for part, (_, kind) in zip(parts, runs, strict=True):
+                    part.mul_(self.factor[kind * heads + head])
+                weights = scores
+            else:
+                for part, (_, kind) in zip(parts, runs, strict=True):
+                    part.add_(self.bias[kind * heads + head])
+                weights = scores.softmax(-1)
+            torch.bmm(weights, v, out=values)
+            torch.div(sums, total, out=result)
+        return y.flatten(0, 1)
 
 
 class _Weights(nn.Module):

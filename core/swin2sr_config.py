@@ -190,6 +190,8 @@ class Swin2SRConfig:
         narrow = dim // 4
         stage = 9 * dim**2 if self.resi_connection == "1conv" else 18 * dim * narrow + narrow**2
         total = sum(self.depths) * layer + len(self.depths) * stage
+        # A column of ones beside each head's value.
+        total += dim * sum(depth * heads for depth, heads in zip(self.depths, self.num_heads, strict=True))
         total += 9 * 3 * dim + dim**2 + 9 * dim**2  # first convolution, patch embedding, convolution after the stages
         if self.upsampler == "pixelshuffledirect":
             return 2.0 * (total + 9 * dim * 3 * self.scale**2)
