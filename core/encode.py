@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from core import alpha as transparency
-from core import colour, metadata, png, tiff
+from core import colour, jpeg, metadata, png, tiff
 from core.errors import OutputError
 from core.image import Picture, Probe, describe
 from core.metadata import Metadata
@@ -29,10 +29,9 @@ from core.options import FORMATS
 #: Formats that store frames with times, and those that store pages.
 ANIMATED, PAGED = frozenset({"png", "webp", "avif"}), frozenset({"tiff"})
 _DEEP = frozenset({"png", "tiff"})
-_LEAST_QUALITY, _USUAL_QUALITY = 85, 95
+_USUAL_QUALITY = 95
 #: Pixels of a frame; libwebp takes 30 bytes for each when it codes without loss.
 _MAX_LOSSLESS_WEBP = 20_000_000
-_JPEG_SEGMENT = 65_533 - len("http://ns.adobe.com/xap/1.0/") - 1
 
 
 def frames_kept(format: str, source: Probe) -> int:
@@ -82,6 +81,9 @@ def encode(
             png.write(stream, fitting(), frames, plays)
         elif format == "tiff":
             notes.update(dict.fromkeys(tiff.write(stream, fitting(), pixels)))
+        elif format == "jpeg":
+            for picture in fitting():  # one
+                jpeg.write(stream, picture, quality)
         else:
             _by_pillow(stream, fitting(), format, quality, plays)
     except OSError as error:
@@ -155,7 +157,7 @@ def _carried(meta: Metadata, format: str) -> tuple[Metadata, list[str]]:
     if format == "jpeg":
         if meta.exif is not None and len(meta.exif) > 65_527:
             drop("exif", meta.exif, "EXIF of more than 64 kB")
-        if meta.xmp is not None and len(meta.xmp) > _JPEG_SEGMENT:
+        if meta.xmp is not None and len(meta.xmp) > jpeg.MAX_XMP:
             drop("xmp", meta.xmp, "XMP of more than 64 kB")
         if meta.iptc is not None and len(meta.iptc) > 65_000:
             drop("iptc", meta.iptc, "IPTC of more than 64 kB")
@@ -176,9 +178,7 @@ def _by_pillow(
     first = next(pictures)
     meta = first.meta
     extra: dict[str, Any] = {}
-    if format == "jpeg":
-        extra = _jpeg_options(first, quality)
-    elif format == "webp":
+    if format == "webp":
         exact = quality is None and first.lossless and _pixels(first) <= _MAX_LOSSLESS_WEBP
         extra = {"quality": quality or _USUAL_QUALITY, "method": 4, "exact": True}
         if exact:  # here the numbers mean effort: more of it takes six times as long and twice the memory for 5 %
@@ -191,7 +191,7 @@ def _by_pillow(
         extra["exif"] = b"Exif\0\0" + meta.exif
     if meta.xmp is not None:
         extra["xmp"] = meta.xmp
-    if meta.dpi is not None and max(meta.dpi) < 65_536 and format in ("jpeg", "bmp"):
+    if meta.dpi is not None and max(meta.dpi) < 65_536 and format == "bmp":
         extra["dpi"] = meta.dpi
     if plays is not None:
         durations = [round(first.duration)]
@@ -215,22 +215,6 @@ def _pixels(picture: Picture) -> int:
 def _image(picture: Picture) -> Image.Image:
     samples = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
     return Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
-
-
-def _jpeg_options(picture: Picture, quality: int | None) -> dict[str, Any]:
-    if quality is None and picture.quality is not None:
-        quality, subsampling = max(_LEAST_QUALITY, picture.quality), picture.subsampling
-    else:
-        quality = quality or _USUAL_QUALITY
-        subsampling = picture.subsampling or ("4:4:4" if quality >= 90 else "4:2:0")
-    extra: dict[str, Any] = {"quality": quality, "optimize": False}
-    if picture.pixels.shape[2] == 3:
-        extra["subsampling"] = subsampling or "4:4:4"
-    if comment := metadata.comment_of(picture.meta):
-        extra["comment"] = comment.encode()
-    if picture.meta.iptc is not None:
-        extra["extra"] = metadata.jpeg_segment(picture.meta.iptc)
-    return extra
 
 
 class _Plain:

@@ -5,7 +5,6 @@ Follows the PNG specification, third edition (APNG included).
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from core import metadata
 from core.image import Picture
@@ -76,16 +74,9 @@ def _changed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> tuple[int, in
 
 def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, list[memoryview]]:
     """What IHDR and each IDAT hold for (h, w, 1 to 4) uint8 or uint16."""
-    data: bytes | bytearray | memoryview
-    if samples.dtype == np.uint16:
-        import imagecodecs
+    import imagecodecs
 
-        data = imagecodecs.png_encode(np.ascontiguousarray(samples), level=_LEVEL)
-    else:
-        stream = io.BytesIO()
-        image = Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
-        image.save(stream, "PNG", compress_level=_LEVEL)
-        data = stream.getbuffer()
+    data = imagecodecs.png_encode(np.ascontiguousarray(samples), level=_LEVEL)
     chunks = list(_chunks(data))
     [header] = [bytes(content) for name, content in chunks if name == b"IHDR"]
     return header, [content for name, content in chunks if name == b"IDAT"]
