@@ -54,8 +54,9 @@ RUN cd /application && chmod -R u=rwX,go=rX . \
 # unless a picture can be upscaled with what is left of the packages
 FROM weights AS checked
 ARG TRANSFORMERS_VERSION=5.23.0
-RUN if [ -n "$(ls /weights)" ]; then \
-        python3 -m pip install --no-cache-dir --target /reference "transformers==${TRANSFORMERS_VERSION}"; fi
+# The others are torch's own requirements that only transformers makes it import.
+RUN if [ -n "$(ls /weights)" ]; then python3 -m pip install --no-cache-dir --target /reference \
+        "transformers==${TRANSFORMERS_VERSION}" sympy networkx jinja2; fi
 COPY --from=torch /torch /packages
 COPY --from=application /application /application
 RUN PYTHONPATH=/application:/packages:/reference HF_HUB_OFFLINE=1 \
