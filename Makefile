@@ -74,9 +74,8 @@ invoke: $(VENV)-infra/.done ## one request through the real container (needs Doc
 	  $(if $(BASE_IMAGE),BaseImage=$(BASE_IMAGE)) $(if $(TORCH_INDEX),TorchIndex=$(TORCH_INDEX)))
 	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam local invoke ApiFunction --event tests/events/rest_upscale.json
 
-bench: $(VENV)/.dev ## seconds and memory of the whole command, and of the service
-	$(BIN)/python -m bench.photo
-	$(BIN)/python -m bench.service
+bench: $(VENV)/.dev ## every benchmark in turn, or BENCH="photo memory", to bench/results.md with a plot
+	$(BIN)/python -m bench $(BENCH)
 
 quality: $(VENV)/.dev ## PSNR and SSIM, on pictures in SETS=folder with Set5, Set14, Kodak24
 	$(BIN)/python -m bench.quality --sets "$(SETS)"

@@ -13,10 +13,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "astronaut.jpg"
+
+
+@dataclass(frozen=True)
+class Made:
+    """One run of the whole command.
+
+    Attributes:
+        result: what it said about it, `core.Result` as JSON.
+        seconds: from the start of its process to the end.
+        peak: resident bytes.
+    """
+
+    result: dict[str, Any]
+    seconds: float
+    peak: int
 
 
 def photo(sample: Path, megapixels: float) -> Image.Image:
@@ -28,10 +47,23 @@ def photo(sample: Path, megapixels: float) -> Image.Image:
     return Image.fromarray(np.tile(values, (rows, columns, 1))[:height, :width])
 
 
+def run(source: Path, target: Path, model: str) -> Made:
+    """Upscale a file in a process of its own. Raises: SystemExit, when another model made the result, or none."""
+    command = [sys.executable, "-m", "core", str(source), "--model", model, "--json", "-o", str(target)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    out = process.stdout.read() if process.stdout else b""
+    _, _, used = os.wait4(process.pid, 0)
+    made = Made(json.loads(out), time.perf_counter() - start, used.ru_maxrss * 1024)
+    if made.result.get("degraded") or "error" in made.result:
+        raise SystemExit(f"not what was to be measured: {made.result}")
+    return made
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Seconds and memory of the whole command.")
-    parser.add_argument("--sample", type=Path, default=Path("samples/astronaut.jpg"))
+    parser.add_argument("--sample", type=Path, default=SAMPLE)
     parser.add_argument("--megapixels", nargs="*", type=float, default=[0.25, 1, 4, 12])
     parser.add_argument("--model", default="compact-x2")
     parser.add_argument("--format", default="jpeg")
@@ -51,19 +83,14 @@ def main() -> None:
         source, target = Path(folder) / "in.jpg", Path(folder) / f"out.{arguments.format}"
         for size in arguments.megapixels:
             photo(arguments.sample, size).save(source, quality=92)
-            command = [sys.executable, "-m", "core", str(source), "--model", arguments.model, "--json"]
-            told = json.loads(subprocess.run([*command, "--estimate"], check=True, capture_output=True).stdout)
-            start = time.perf_counter()
-            process = subprocess.Popen([*command, "-o", str(target)], stdout=subprocess.PIPE)
-            out = process.stdout.read() if process.stdout else b""
-            _, _, used = os.wait4(process.pid, 0)
-            wall, result = time.perf_counter() - start, json.loads(out)
-            if result.get("degraded") or "error" in result:
-                raise SystemExit(f"not what was to be measured: {result}")
+            command = [sys.executable, "-m", "core", str(source), "--model", arguments.model, "--json", "--estimate"]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            made = run(source, target, arguments.model)
+            seconds = made.result["seconds"]
             print(
-                f"| {size:g} MP | {wall:.1f} | {result['seconds']:.1f} | {result['seconds'] / size:.2f} | "
-                f"{told['seconds']:.1f} | {told['seconds'] / result['seconds']:.2f} | "
-                f"{used.ru_maxrss / 1e3:.0f} | {told['memory'] / 1e6:.0f} |",
+                f"| {size:g} MP | {made.seconds:.1f} | {seconds:.1f} | {seconds / size:.2f} | "
+                f"{told['seconds']:.1f} | {told['seconds'] / seconds:.2f} | "
+                f"{made.peak / 1e6:.0f} | {told['memory'] / 1e6:.0f} |",
                 flush=True,
             )
 
