@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -59,12 +62,27 @@ def upscale(
     named = None if output is None else image.suffix_format(Path(output).suffix)
     format = options.format or named or header.result_format
     image.check_output_size(format, width, height, limits, encode.frames_kept(format, header))
-    if output is None:
-        buffer = io.BytesIO()
-        result = _run(source, header, options, limits, progress, buffer, format)
-        return replace(result, data=buffer.getvalue())
-    with encode.atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is told at once
-        return _run(source, header, options, limits, progress, stream, format)
+    try:
+        if output is None:
+            buffer = io.BytesIO()
+            result = _run(source, header, options, limits, progress, buffer, format)
+            return replace(result, data=buffer.getvalue())
+        with encode.atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is told at once
+            return _run(source, header, options, limits, progress, stream, format)
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    """Let glibc return freed memory to the kernel.
+
+    The kernels that oneDNN keeps for each size of tile lie between freed tensors, so that tensors of the next picture,
+    of another size, find no room there: without this, 200 pictures of 50 sizes took 900 MB more.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _run(
