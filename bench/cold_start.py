@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.service import picture
-from tests.e2e.emulator import EVENTS, ROOT, function
+from tests.e2e.emulator import EVENTS, ROOT, family, function
 
 MIB = 1024 * 1024
 CHECKPOINT = ROOT / "../shared/models/swin2SR-lightweight-x2-64"
@@ -70,14 +70,6 @@ def request(pixels: int) -> dict[str, Any]:
     sent["multiValueHeaders"] = {name: [value] for name, value in sent["headers"].items()}
     sent["body"] = base64.b64encode(body).decode()
     return sent
-
-
-def family(pid: int) -> Iterator[int]:
-    """A process and all its children, by their ids."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from family(int(child))
 
 
 def figure(path: Path, name: str) -> int:

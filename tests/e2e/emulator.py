@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,14 @@ class Function:
             return json.loads(body)
         except ValueError:  # the emulator's own words
             return body
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all its children, by their ids."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from family(int(child))
 
 
 @contextmanager
@@ -107,5 +115,7 @@ def function(handler: str, folder: Path, environment: Mapping[str, str], *, seco
             pytest.fail(f"the emulator did not start: {log.read_text()[-2000:]}")
         yield Function(f"http://127.0.0.1:{front}/2015-03-31/functions/function/invocations", log, process.pid)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # with the runtime that it started
+        for pid in list(family(process.pid)):  # the runtime that it started has a group of its own
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
