@@ -32,8 +32,8 @@ __all__ = ["Swin2SR", "Swin2SRConfig"]
 #: The training pictures' mean colour, for which the format has no key.
 _MEAN = (0.4488, 0.4371, 0.4040)
 
-#: Floats in a chunk of tokens, at most: 16 windows of 8x8 at 180 channels. Query, key and value take 2 MB then.
-_CHUNK = 192 * 1024
+#: Tokens in a chunk, at most: 64 windows of 8x8. The scores of one head take 1 MB then.
+_CHUNK = 4096
 
 #: Added to a vector's squared length, or taken in its place: a vector of zeros stays one.
 _TINY = 1e-24
@@ -236,7 +236,7 @@ class _Layer(nn.Module):
         """(T, 3C + H) -> (T, C), by the attention that PyTorch has."""
         heads = self.heads
         width = qkv.shape[1] // (3 * heads)  # D
-        qk = qkv[:, : 2 * heads * width].unflatten(1, (2 * heads, width))  # (T, 2H, D)
+        qk = qkv[:, : 2 * heads * width].view(-1, 2 * heads, width)  # (T, 2H, D)
         squares = qk.float().square().sum(-1, keepdim=True)  # (T, 2H, 1)
         qk = (qk * (self.gain * squares.clamp_min(_TINY).rsqrt())).to(qkv.dtype)
         q, k = qk.view(-1, self.tokens, 2, heads, width).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
@@ -259,14 +259,14 @@ class _Layer(nn.Module):
         qk = qkv[:, : 2 * heads * width]  # (T, 2C)
         squares = torch.addmm(qk.new_full((1,), _TINY), qk.square(), self.to_heads)  # (T, 2H)
         qk.mul_(squares.rsqrt_() @ self.from_heads)
-        qkv = qkv.unflatten(0, (-1, self.tokens))  # (B, N, 3C + H)
-        columns = qkv.split([width] * (2 * heads) + [width + 1] * heads, -1)
+        qkv = qkv.view(-1, self.tokens, qkv.shape[1])  # (B, N, 3C + H)
+        columns = qkv.split_with_sizes([width] * (2 * heads) + [width + 1] * heads, -1)
         y = qkv.new_empty(len(qkv), self.tokens, heads * width)
         scores = qkv.new_empty(len(qkv), self.tokens, self.tokens)
-        parts = scores.split([count for count, _ in runs])
+        parts = scores.split_with_sizes([count for count, _ in runs])
         values = qkv.new_empty(len(qkv), self.tokens, width + 1)
-        sums, total = values.split([width, 1], -1)
-        for head, result in enumerate(y.split(width, -1)):
+        sums, total = values.split_with_sizes([width, 1], -1)
+        for head, result in enumerate(y.split_with_sizes([width] * heads, -1)):
             q, k, v = columns[head], columns[heads + head].mT, columns[2 * heads + head]
             torch.bmm(q, k, out=scores)
             if self.moderate:
@@ -379,4 +379,4 @@ def _picture(tokens: Tensor, like: Tensor) -> Tensor:
 
 def _chunk(config: Swin2SRConfig) -> int:
     """Windows in a chunk on a CPU: a power of two, since the windows of a tile often divide by one."""
-    return 1 << int(math.log2(max(1, _CHUNK // (config.embed_dim * config.window**2))))
+    return 1 << int(math.log2(max(1, _CHUNK // config.window**2)))

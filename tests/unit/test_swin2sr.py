@@ -115,10 +115,11 @@ def test_equals_transformers(change: dict[str, Any], size: tuple[int, int, int])
     assert psnr(result, theirs) >= 120
 
 
-def test_equals_transformers_in_many_chunks() -> None:
+@pytest.mark.parametrize("logits", [1.0, 3.0])
+def test_equals_transformers_in_many_chunks(logits: float) -> None:
     raw = SMALL | {"embed_dim": 60, "num_heads": [6, 6], "upsampler": DIRECT}
-    state, x = random_state(raw), picture(2, 72, 88)
-    assert 5 * _chunk(Swin2SRConfig.from_dict(raw)) < 2 * 9 * 11
+    state, x = random_state(raw, logits), picture(2, 120, 144)
+    assert 5 * _chunk(Swin2SRConfig.from_dict(raw)) < 2 * 15 * 18
     with torch.inference_mode():
         assert psnr(ours(raw, state)(x), reference(raw, state, x)) >= 120
 
@@ -136,11 +137,28 @@ def test_real_checkpoint_on_a_photo() -> None:
         assert psnr(net.to(torch.bfloat16)(x), theirs) >= 55
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steepest", [1.0, 59.0, 61.0, 100.0])
+def test_every_steepness_of_attention(steepest: float) -> None:
+    raw = SMALL | {"depths": [2], "num_heads": [3], "upsampler": DIRECT}
+    state = random_state(raw)
+    for name, tensor in state.items():
+        if name.endswith("logit_scale"):
+            tensor.fill_(math.log(steepest))
+        if name.endswith("query.weight"):  # as like the key as can be: logits from one end to the other
+            tensor.copy_(state[name.replace("query", "key")])
+    net, x = ours(raw, state), picture(1, 32, 40)
+    assert [net.get_submodule(f"stages.0.layers.{i}").moderate for i in range(2)] == [steepest < 60] * 2
+    with torch.inference_mode():
+        assert psnr(net(x), reference(raw, state, x)) >= 120
+
+
+@pytest.mark.parametrize(
+    ("dtype", "logits"), [(torch.float32, 1.0), (torch.float32, 3.0), (torch.bfloat16, 3.0)], ids=str
+)
 @pytest.mark.parametrize("dim", [60, 180])
-def test_a_window_has_the_same_bits_wherever_it_is(dim: int, dtype: torch.dtype) -> None:
+def test_a_window_has_the_same_bits_wherever_it_is(dim: int, dtype: torch.dtype, logits: float) -> None:
     raw = SMALL | {"embed_dim": dim, "depths": [2], "num_heads": [6], "upsampler": DIRECT}
-    net = ours(raw, random_state(raw)).to(dtype)
+    net = ours(raw, random_state(raw, logits)).to(dtype)
     count = _chunk(net.config)
     generator = torch.Generator().manual_seed(0)
     windows = torch.randn(count, 64, dim, generator=generator).to(dtype)

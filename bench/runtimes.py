@@ -1,0 +1,227 @@
+"""Swin2SR on this CPU in four runtimes: python -m bench.runtimes [CHECKPOINT] [--rounds 5] [--threads 2]
+
+Same weights, same picture, same number of threads, fp32. Each runtime has a process of its own, so that none has
+another one's allocator or waiting threads, and they take turns, so that a slow minute of the machine hits all of them.
+A megapixel is as many tiles as this project cuts it into, times the median of one.
+Besides the checkpoint, the classical configuration is run with random weights. ONNX Runtime and OpenVINO come with the
+extra `bench`; which of them are absent, the table says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import math
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core import models, tiling
+
+Picture = NDArray[np.float32]  # (1, 3, h, w)
+Run = Callable[[Picture], Picture]
+
+CHECKPOINT = Path(__file__).parents[1] / "../shared/models/swin2SR-lightweight-x2-64"
+
+OURS, TRANSFORMERS = "ours", "transformers"
+#: By the name in the table: the package that it needs.
+PACKAGES = {OURS: "torch", TRANSFORMERS: "transformers", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+
+
+@dataclass
+class Turns:
+    """What one runtime took.
+
+    Attributes:
+        load: seconds from nothing imported to ready, the exported file being there already.
+        made: its result.
+        seconds: of each run.
+    """
+
+    load: float
+    made: Picture
+    seconds: list[float] = field(default_factory=list)
+
+
+def ours(checkpoint: Path, threads: int) -> Run:
+    import torch
+
+    from core import engine
+
+    torch.set_num_threads(threads)
+    engine.keep_freed_memory()
+    net = engine.build(models.spec_of(str(checkpoint)), checkpoint)
+
+    def run(x: Picture) -> Picture:
+        with torch.inference_mode():
+            result: Picture = net(torch.from_numpy(x).contiguous(memory_format=torch.channels_last)).numpy()
+            return result
+
+    return run
+
+
+def reference(checkpoint: Path) -> Any:
+    """Transformers' network as a function of a tensor that gives one."""
+    import torch
+    from transformers import Swin2SRForImageSuperResolution
+
+    class Reconstruction(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Swin2SRForImageSuperResolution.from_pretrained(checkpoint)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x).reconstruction
+
+    return Reconstruction().train(False)
+
+
+def transformers(checkpoint: Path, threads: int) -> Run:
+    import torch
+
+    torch.set_num_threads(threads)
+    net = reference(checkpoint)
+
+    def run(x: Picture) -> Picture:
+        with torch.inference_mode():
+            result: Picture = net(torch.from_numpy(x)).numpy()
+            return result
+
+    return run
+
+
+def onnxruntime(file: Path, threads: int) -> Run:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda x: np.asarray(session.run(None, {"x": x})[0])
+
+
+def openvino(file: Path, threads: int) -> Run:
+    runtime = importlib.import_module("openvino")
+    # fp32 is asked for: where the processor multiplies bf16, the default would be that.
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    request = runtime.Core().compile_model(file, "CPU", settings).create_infer_request()
+    return lambda x: np.asarray(request.infer([x])[0])
+
+
+def export(checkpoint: Path, file: Path, side: int) -> None:
+    """Transformers' network for this size as ONNX: its windows are constants of the file."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is the old one, which needs no further packages
+        x = torch.rand(1, 3, side, side)
+        torch.onnx.export(reference(checkpoint), (x,), file, input_names=["x"], dynamo=False, opset_version=17)
+
+
+def classical(folder: Path) -> Path:
+    """A checkpoint of the classical configuration at x2, with random weights."""
+    import torch
+    from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
+
+    torch.manual_seed(0)
+    config = Swin2SRConfig(num_heads=[6] * 6, upscale=2, upsampler="pixelshuffle")
+    Swin2SRForImageSuperResolution(config).save_pretrained(folder)
+    return folder
+
+
+def serve(name: str, checkpoint: Path, file: Path, threads: int, side: int, pipe: Connection) -> None:
+    """In a process of its own: load, send (seconds, result), then run and send the seconds whenever asked to."""
+    start = time.perf_counter()
+    if name in (OURS, TRANSFORMERS):
+        run = (ours if name == OURS else transformers)(checkpoint, threads)
+    else:
+        run = (onnxruntime if name == "ONNX Runtime" else openvino)(file, threads)
+    load = time.perf_counter() - start
+    x = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+    pipe.send((load, run(x)))  # the first run also fills caches: not counted
+    while pipe.recv():
+        start = time.perf_counter()
+        run(x)
+        pipe.send(time.perf_counter() - start)
+
+
+def in_turns(checkpoint: Path, names: list[str], side: int, threads: int, rounds: int) -> dict[str, Turns]:
+    """Each of these runtimes on the same random picture."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        if set(names) - {OURS, TRANSFORMERS}:
+            exporting = spawn.Process(target=export, args=(checkpoint, file, side))
+            exporting.start()
+            exporting.join()
+        pipes, found = {}, {}
+        for name in names:
+            pipes[name], theirs = spawn.Pipe()
+            spawn.Process(target=serve, args=(name, checkpoint, file, threads, side, theirs), daemon=True).start()
+            theirs.close()
+            found[name] = Turns(*pipes[name].recv())  # one after another, or they would slow each other down
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                time.sleep(0.1)  # threads of the one before may still be waiting for work, at full speed
+                pipe.send(True)
+                found[name].seconds.append(pipe.recv())
+        for pipe in pipes.values():
+            pipe.send(False)
+    return found
+
+
+def decibels(made: Picture, truth: Picture) -> float:
+    """Agreement of two results, for a range of values of 1."""
+    error = float(np.square(made.astype(np.float64) - truth).mean())
+    return 10 * math.log10(1 / error) if error else math.inf
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Swin2SR: ours, transformers, ONNX Runtime and OpenVINO.")
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
+    parser.add_argument("--sides", nargs="*", type=int, default=[128, 256])
+    parser.add_argument("--megapixel", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--classical", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    names = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    if not importlib.util.find_spec("onnx"):
+        names = [OURS, TRANSFORMERS]
+    print(f"{arguments.threads} threads, medians of {arguments.rounds}, fp32\n")
+    heads = ["network", "input", "runtime", "load, s", "run, s", "times ours", "agreement, dB"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = [(arguments.checkpoint.name, arguments.checkpoint)] if arguments.checkpoint.exists() else []
+        checkpoints += [("classical, random", classical(Path(folder)))] if arguments.classical else []
+        for network, checkpoint in checkpoints:
+            spec = models.spec_of(str(checkpoint))
+            sizes = [(f"{side}x{side}", side, 1) for side in arguments.sides]
+            if arguments.megapixel:
+                rows = tiling.plan(1000, 1000, spec.tile, spec.halo, spec.window)
+                side, tiles = rows[0][0].rows.size, len(rows) * len(rows[0])
+                sizes.append((f"1 megapixel, {tiles} tiles of {side}x{side}", side, tiles))
+            for text, side, count in sizes:
+                found = in_turns(checkpoint, names, side, arguments.threads, arguments.rounds)
+                own, truth = statistics.median(found[OURS].seconds), found[TRANSFORMERS].made
+                for name, turns in found.items():
+                    run = statistics.median(turns.seconds)
+                    agreement = "-" if name == TRANSFORMERS else f"{decibels(turns.made, truth):.0f}"
+                    cells = (network, text, name, f"{turns.load:.1f}", f"{count * run:.2f}", f"{run / own:.2f}")
+                    print("| " + " | ".join((*cells, agreement)) + " |", flush=True)
+                for name in PACKAGES.keys() - found.keys():
+                    print(f"| {network} | {text} | {name} | not installed: pip install -e '.[bench]' | | | |")
+
+
+if __name__ == "__main__":
+    main()
