@@ -35,9 +35,6 @@ _MEAN = (0.4488, 0.4371, 0.4040)
 #: Tokens in a chunk, at most: 64 windows of 8x8. The scores of one head take 1 MB then.
 _CHUNK = 4096
 
-#: Added to a vector's squared length, or taken in its place: a vector of zeros stays one.
-_TINY = 1e-24
-
 #: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
 _Take = Callable[..., Tensor]
 
@@ -179,8 +176,6 @@ class _Layer(nn.Module):
     """Attention in windows by cosine similarity and position, then an MLP; a norm follows each (arXiv:2111.09883)."""
 
     gain: Tensor
-    to_heads: Tensor
-    from_heads: Tensor
     bias: Tensor
     factor: Tensor
 
@@ -204,11 +199,7 @@ class _Layer(nn.Module):
         self.norm_mlp = _norm(take, f"{name}.layernorm_after", dim, config.layer_norm_eps)
 
         scale = take(f"{attention}.logit_scale", heads, 1, 1).clamp(max=math.log(100)).exp()
-        gain = torch.cat([scale.flatten(), torch.ones(heads)]).unsqueeze(1)  # (2H, 1)
-        self.register_buffer("gain", gain)
-        # As matrix products, the sums over a head's channels and the way back are faster than as sums.
-        self.register_buffer("to_heads", torch.eye(2 * heads).repeat_interleave(dim // heads, 0))  # (2C, 2H)
-        self.register_buffer("from_heads", (self.to_heads * gain.T).T.contiguous())  # (2H, 2C)
+        self.register_buffer("gain", torch.cat([scale.view(heads, 1), torch.ones(heads, 1)]))  # (2H, 1)
         mlp = f"{attention}.continuous_position_bias_mlp"
         between, index = offsets(config.window)
         hats = F.linear(between, take(f"{mlp}.0.weight", 512, 2), take(f"{mlp}.0.bias", 512)).relu()
@@ -232,13 +223,18 @@ class _Layer(nn.Module):
         result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)
         return result
 
+    def _factors(self, qk: Tensor) -> Tensor:
+        """(T, 2H, D) -> (T, 2H, 1), fp32: what makes keys as long as 1, queries as the logit scale."""
+        lengths = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.float32)
+        factors: Tensor = self.gain / lengths.clamp_min(1e-12)
+        return factors
+
     def _attend(self, qkv: Tensor, runs: Runs) -> Tensor:
         """(T, 3C + H) -> (T, C), by the attention that PyTorch has."""
         heads = self.heads
         width = qkv.shape[1] // (3 * heads)  # D
         qk = qkv[:, : 2 * heads * width].view(-1, 2 * heads, width)  # (T, 2H, D)
-        squares = qk.float().square().sum(-1, keepdim=True)  # (T, 2H, 1)
-        qk = (qk * (self.gain * squares.clamp_min(_TINY).rsqrt())).to(qkv.dtype)
+        qk = (qk * self._factors(qk)).to(qkv.dtype)
         q, k = qk.view(-1, self.tokens, 2, heads, width).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
         v = qkv[:, 2 * heads * width :].view(-1, self.tokens, heads, width + 1)[..., :width].transpose(1, 2)
         parts, start = [], 0
@@ -256,9 +252,8 @@ class _Layer(nn.Module):
         """
         heads = self.heads
         width = qkv.shape[1] // (3 * heads)  # D
-        qk = qkv[:, : 2 * heads * width]  # (T, 2C)
-        squares = torch.addmm(qk.new_full((1,), _TINY), qk.square(), self.to_heads)  # (T, 2H)
-        qk.mul_(squares.rsqrt_() @ self.from_heads)
+        qk = qkv[:, : 2 * heads * width].view(-1, 2 * heads, width)  # (T, 2H, D)
+        qk.mul_(self._factors(qk))
         qkv = qkv.view(-1, self.tokens, qkv.shape[1])  # (B, N, 3C + H)
         columns = qkv.split_with_sizes([width] * (2 * heads) + [width + 1] * heads, -1)
         y = qkv.new_empty(len(qkv), self.tokens, heads * width)
