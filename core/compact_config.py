@@ -20,10 +20,8 @@ class CompactConfig:
     """
 
     scale: int = 2
-    width: int = 48
+    width: int = 64
     blocks: int = 9
-    gate: int = 0
-    second: int = 3
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> CompactConfig:
@@ -33,8 +31,7 @@ class CompactConfig:
             ModelError: a value is missing or out of range.
         """
         try:
-            config = cls(scale=int(raw["scale"]), width=int(raw["width"]), blocks=int(raw["blocks"]),
-                gate=int(raw.get("gate", 0)), second=int(raw.get("second", 3)))
+            config = cls(scale=int(raw["scale"]), width=int(raw["width"]), blocks=int(raw["blocks"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"config.json of a compact network needs scale, width and blocks: {error}") from error
         if not (2 <= config.scale <= 4 and 1 <= config.width <= 512 and 1 <= config.blocks <= 64):
@@ -44,12 +41,11 @@ class CompactConfig:
     @property
     def receptive_field(self) -> int:
         """Input pixels on each side that one output pixel can depend on: one for each 3x3 convolution in a row."""
-        return self.blocks * (1 + self.gate // 2 + self.second // 2) + 3
+        return 2 * self.blocks + 3
 
     @property
     def operations_per_pixel(self) -> float:
         """Floating-point operations for one input pixel; a multiply-add counts two."""
         out = 3 * self.scale**2
-        block = self.width * self.width * (9 + self.second**2) + (self.width * (self.gate**2 + self.width) if self.gate else 0)
-        hidden = self.blocks * block + self.width * self.width * 9
+        hidden = (2 * self.blocks + 1) * self.width * self.width * 9
         return 2.0 * (3 * self.width * 9 + hidden + self.width * out * 9 + 3 * out * 25)

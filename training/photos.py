@@ -59,7 +59,9 @@ class Patches:
         places, weights = [], []
         for index, photo in enumerate(small):
             detail = F.avg_pool2d(_detail(photo)[None, None], WINDOW, GRID)[0, 0]  # (rows, columns)
-            rows, columns = torch.meshgrid(*(torch.arange(n, device=device) * GRID for n in detail.shape), indexing="ij")
+            rows, columns = torch.meshgrid(
+                *(torch.arange(n, device=device) * GRID for n in detail.shape), indexing="ij"
+            )
             places.append(torch.stack([torch.full_like(rows, index), rows, columns], -1).flatten(0, 1))
             weights.append(detail.flatten() + 0.5)
         self.places = torch.cat(places)  # (places, 3): photo, row, column

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.metrics import luma
-from core.compact import Compact, Conv
+from core.compact import Compact
 from core.compact_config import CompactConfig
 from training.degrade import MARGIN, Degrade
 from training.photos import SUFFIXES, Patches, read, reduce
@@ -64,7 +64,7 @@ CPU_PHASES = (Phase(0.6, 8, 48, False), Phase(0.75, 8, 48, True), Phase(1.0, 8, 
 
 
 def start_as_bicubic(net: Compact) -> None:
-    """Make the untrained ends of the network a bicubic interpolation: the skip does it, the tail adds little."""
+    """Make the untrained network a bicubic interpolation: the skip does it, the rest adds little."""
     scale = net.config.scale
 
     def taps(phase: int) -> Tensor:
@@ -85,16 +85,8 @@ def start_as_bicubic(net: Compact) -> None:
                     net.skip.weight[out, colour] = taps(row)[:, None] * taps(column)[None, :]
         net.tail.weight.mul_(0.1)
         nn.init.zeros_(net.tail.bias)  # type: ignore[arg-type]
-
-
-def start_body(net: Compact) -> None:
-    """Residual blocks begin as little more than the identity, gates as one."""
-    with torch.no_grad():
         for layer in net.body[1::2]:
-            layer.weight.mul_(0.1)
-        for layer in net.mix:
-            layer.weight.mul_(0.1)
-            nn.init.ones_(layer.bias)
+            layer.weight.mul_(0.1)  # type: ignore[operator]  # residual blocks begin as little more than the identity
 
 
 def orthogonalised(gradients: Tensor) -> Tensor:
@@ -140,21 +132,9 @@ class Adam:
         mean, square = self.state
         mean.lerp_(gradient, 0.1)
         square.lerp_(gradient.square(), 0.01)
-        steps = (mean / (square.sqrt() + 1e-8) * rate).split([weight.numel() for weight in self.weights])
+        steps = torch.split(mean / (square.sqrt() + 1e-8) * rate, [weight.numel() for weight in self.weights])
         for weight, step in zip(self.weights, steps, strict=True):
             weight.sub_(step.view_as(weight))
-
-
-def fast_depthwise(net: Compact) -> None:
-    """Have the depthwise convolutions computed by `training.depthwise`."""
-    from training.depthwise import depthwise
-
-    def forward(layer: Conv, x: Tensor) -> Tensor:
-        assert layer.bias is not None
-        return depthwise(x, layer.weight) + layer.bias.to(x.dtype).view(1, -1, 1, 1)
-
-    for layer in net.context:
-        layer.forward = functools.partial(forward, layer)  # type: ignore[assignment]
 
 
 class Training:
@@ -162,7 +142,7 @@ class Training:
 
     def __init__(self, net: Compact, patches: Patches, degrade: Degrade | None) -> None:
         self.net, self.patches, self.degrade, self.device = net, patches, degrade, patches.device
-        hidden = {layer.weight for layer in [*net.body, *net.mix, net.fuse]}
+        hidden = {layer.weight for layer in [*net.body, net.fuse]}
         parameters = list(net.parameters())
         self.muon = Muon([weight for weight in parameters if weight in hidden])
         self.adam = Adam([weight for weight in parameters if weight not in hidden])
@@ -197,7 +177,7 @@ class Training:
         plain = functools.partial(self.step, phase)
         if self.device.type != "cuda":
             return plain
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -218,7 +198,7 @@ class Training:
     def averaged(self) -> Compact:
         """A copy of the network with the averaged weights, on the CPU."""
         net = Compact(self.net.config)
-        values = self.average.cpu().split([weight.numel() for weight in self.net.parameters()])
+        values = torch.split(self.average.cpu(), [weight.numel() for weight in self.net.parameters()])
         with torch.no_grad():
             for weight, value in zip(net.parameters(), values, strict=True):
                 weight.copy_(value.view_as(weight))
@@ -266,15 +246,15 @@ def build(config: CompactConfig, start: Path | None, device: torch.device) -> Co
     """A network to train: new, or with the weights of a model directory, of which the ends fit only the same scale."""
     net = Compact(config)
     start_as_bicubic(net)
-    start_body(net)
     if start:
         weights, own = load_file(start / "model.safetensors"), net.state_dict()
-        net.load_state_dict({name: weights[name].float() if weights[name].shape == value.shape else value
-                             for name, value in own.items()})
-    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cuda":
-        fast_depthwise(net)
-    return net
+        net.load_state_dict(
+            {
+                name: weights[name].float() if weights[name].shape == value.shape else value
+                for name, value in own.items()
+            }
+        )
+    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def train(training: Training, phases: tuple[Phase, ...], seconds: float, held_back: list[Tensor], run: Path) -> Compact:
@@ -307,9 +287,16 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, held_ba
             last = now
             if now - saved > CHECKPOINT_SECONDS:
                 save()
-                figure = f", held back {validate(training.averaged(), held_back, training.device):.3f} dB" if held_back else ""
-                print(f"step {training.steps}, {training.seconds / 60:.1f} min, "
-                      f"loss {float(training.rates['loss']):.5f}{figure}", flush=True)
+                figure = (
+                    f", held back {validate(training.averaged(), held_back, training.device):.3f} dB"
+                    if held_back
+                    else ""
+                )
+                print(
+                    f"step {training.steps}, {training.seconds / 60:.1f} min, "
+                    f"loss {float(training.rates['loss']):.5f}{figure}",
+                    flush=True,
+                )
                 saved = time.monotonic()
                 last = saved
     save()
