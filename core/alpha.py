@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[Any]
 
+_ROWS = 256  # in work at once, so that no second picture is held; even
+
 
 def extend_edges(pixels: Samples, alpha: Samples) -> Samples:
     """Give fully transparent pixels the colour of the visible ones nearby.
@@ -28,22 +30,51 @@ def extend_edges(pixels: Samples, alpha: Samples) -> Samples:
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return pixels
-    weight = alpha.astype(np.float32)[:, :, None] / np.iinfo(alpha.dtype).max  # (h, w, 1)
-    filled = _filled(pixels.astype(np.float32), weight.astype(np.float32))
-    return np.where(hidden[:, :, None], np.rint(filled).astype(pixels.dtype), pixels)
+    coarse, out = _coarser(pixels, alpha), pixels.copy()
+    for start in range(0, len(out), _ROWS):
+        rows = slice(start, start + _ROWS)
+        near = np.rint(_doubled(coarse, start, out[rows]))
+        np.copyto(out[rows], near.astype(out.dtype), where=hidden[rows, :, None])
+    return out
 
 
-def _filled(colour: Samples, weight: Samples) -> Samples:
-    """Colour (h, w, channels) by its weight (h, w, 1), and the next coarser level for what that leaves. float32."""
-    height, width = weight.shape[:2]
-    if height == width == 1 or bool((weight == 1).all()):
-        return colour
-    below_weight = _halved(weight)
-    below = _halved(colour * weight) / np.maximum(below_weight, 1e-12)
-    below = _filled(below, np.minimum(below_weight, 1))
-    coarse = below.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    filled: Samples = colour * weight + coarse * (1 - weight)
-    return filled
+def _coarser(colour: Samples, weight: Samples) -> Samples:
+    """The next level of colour (h, w, channels) by its weight (h, w), filled: half as high and wide, float32."""
+    height, width, channels = colour.shape
+    size = ((height + 1) // 2, (width + 1) // 2)
+    below, below_weight = np.empty((*size, channels), np.float32), np.empty((*size, 1), np.float32)
+    for start in range(0, height, _ROWS):
+        rows, half = slice(start, start + _ROWS), slice(start // 2, (start + _ROWS) // 2)
+        part = _fractions(weight[rows])
+        below_weight[half] = _halved(part)
+        below[half] = _halved(colour[rows].astype(np.float32) * part) / np.maximum(below_weight[half], 1e-12)
+    _fill(below, np.minimum(below_weight, 1, out=below_weight)[:, :, 0])
+    return below
+
+
+def _fill(colour: Samples, weight: Samples) -> None:
+    """What its weight (h, w) leaves of colour (h, w, channels), from the next coarser level. float32, in place."""
+    if weight.size == 1 or bool((weight == 1).all()):
+        return
+    coarse = _coarser(colour, weight)
+    for start in range(0, len(colour), _ROWS):
+        rows = slice(start, start + _ROWS)
+        part = _fractions(weight[rows])
+        colour[rows] = colour[rows] * part + _doubled(coarse, start, part) * (1 - part)
+
+
+def _fractions(weight: Samples) -> Samples:
+    """(h, w), integers or float32 up to 1, to (h, w, 1) float32 up to 1."""
+    top = np.iinfo(weight.dtype).max if np.issubdtype(weight.dtype, np.integer) else 1
+    found: Samples = weight[:, :, None].astype(np.float32) / top
+    return found
+
+
+def _doubled(coarse: Samples, start: int, like: Samples) -> Samples:
+    """As many rows and columns as `like` has of a level twice as high and wide, from row `start`, which is even."""
+    height, width = like.shape[:2]
+    doubled: Samples = coarse[start // 2 : (start + height + 1) // 2].repeat(2, axis=0).repeat(2, axis=1)
+    return doubled[:height, :width]
 
 
 def _halved(values: Samples) -> Samples:
@@ -67,9 +98,9 @@ def keep_flat(scaled: Samples, alpha: Samples) -> Samples:
     flat = _around(alpha, np.minimum) == _around(alpha, np.maximum)
     rows = np.arange(len(scaled)) * len(alpha) // len(scaled)
     columns = np.arange(scaled.shape[1]) * alpha.shape[1] // scaled.shape[1]
-    for start in range(0, len(scaled), 256):  # so that no second picture is held
-        part = rows[start : start + 256, None]
-        np.copyto(scaled[start : start + 256], alpha[part, columns], where=flat[part, columns])
+    for start in range(0, len(scaled), _ROWS):
+        part = rows[start : start + _ROWS, None]
+        np.copyto(scaled[start : start + _ROWS], alpha[part, columns], where=flat[part, columns])
     return scaled
 
 
@@ -85,8 +116,8 @@ def over_white(pixels: Samples, alpha: Samples) -> Samples:
     """The picture as a browser shows it on an empty page, for formats without transparency."""
     top = np.iinfo(pixels.dtype).max
     out = np.empty_like(pixels)
-    for start in range(0, len(out), 256):
-        rows = slice(start, start + 256)
+    for start in range(0, len(out), _ROWS):
+        rows = slice(start, start + _ROWS)
         weight = alpha[rows, :, None].astype(np.float32) / top
         out[rows] = np.rint(pixels[rows] * weight + top * (1 - weight))
     return out
