@@ -1,7 +1,7 @@
-"""A network on a CUDA card: several tiles at once, copies beside the computing, and the processor ahead of both.
+"""A network on a CUDA card: several tiles at once, and the processor and the copies back beside the computing.
 
-While the card computes one batch, the next is on its way there and the one before on its way back. What goes wrong in a
-batch is not solved here: its tiles come back as None, and the caller does each alone.
+While the card computes one batch, the result of the one before is on its way back and the caller works on it. What goes
+wrong in a batch is not solved here: its tiles come back as None, and the caller does each alone.
 """
 
 from __future__ import annotations
@@ -13,45 +13,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.image import Pixels
 from core.resize import Rows
-from core.swin2sr_cuda import Swin2SRCuda
 
 #: (n, 3, h, w) fp32 in [0, 1], channels_last, to (n, 3, scale * h, scale * w), not clipped.
 Forward = Callable[[Tensor], Tensor]
 
-#: Input pixels from which more at once is not faster, by measurement on an H100 (bench.gpu).
+#: Input pixels at once, halo included, that are taken to keep a card busy.
 BATCH_PIXELS = 1 << 18
 #: Memory that an output pixel takes while it is made, in bytes, with something to spare.
 _BYTES = 4_000
 
 
-def prepare(net: nn.Module) -> str:
-    """Try the fused kernels of a Swin2SR on its card, and use them if they work and agree with PyTorch's operators.
-
-    Returns:
-        What was found, in one line; empty for another network, or one that has no kernels.
-    """
-    if not isinstance(net, Swin2SRCuda) or not net.fuse(True):
-        return ""
-    side = 5 * net.config.window  # an odd number of windows, some at every edge
-    x = torch.rand(2, 3, side, side, device=net.first.weight.device)
-    with torch.inference_mode():
-        try:
-            fused = net(x)
-            torch.cuda.synchronize()
-        except Exception as error:  # no compiler on this machine, a card that is too small for them: Triton has many
-            net.fuse(False)
-            return f"without fused kernels, which failed: {type(error).__name__}: {str(error).strip()[:200]}"
-        net.fuse(False)
-        plain = net(x)
-        apart = float((fused - plain).square().mean() / plain.var())
-        if not apart < 1e-3:  # 30 dB: rounding gives 50 and more, a wrong kernel 10
-            return f"without fused kernels, which gave something else ({apart:.1e} of the variance)"
-    net.fuse(True)
-    return "with fused kernels"
+def full_precision() -> None:
+    """Multiply fp32 numbers as they are. By default cuDNN rounds them to TF32, which has 10 bits of mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def batch_size(height: int, width: int, scale: int, device: torch.device) -> int:
@@ -65,17 +44,19 @@ def batch_size(height: int, width: int, scale: int, device: torch.device) -> int
 
 @dataclass
 class _Batch:
-    """What is being made: complete once `done` has happened.
+    """What is being made.
 
     Attributes:
-        values: (n, scale * h, scale * w, 3) fp32 in [0, 1], in the processor's memory.
-        finite: (n,) whether all values of one were, before they were clipped.
+        values: (n, scale * h, scale * w, 3) fp32 in [0, 1], in the processor's memory; complete once `done`.
+        finite: (n,) whether all values of one were, before they were clipped; complete once `done`.
         done: on a card.
+        held: what the card may still read until then. Memory that is let go of may be given to other work.
     """
 
     values: Tensor
     finite: Tensor
-    done: torch.cuda.Event | None
+    done: torch.cuda.Event | None = None
+    held: tuple[Tensor, ...] = ()
 
 
 def run(
@@ -98,68 +79,60 @@ def run(
         For each region (scale * h, scale * w, 3) float32 in [0, 1]; or None when it was not finite or did not fit,
         or when one before it did not fit alone.
     """
-    card = device.type == "cuda"
-    streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if card else None  # type: ignore[no-untyped-call]
+    back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     source = iter(regions)
     again: list[Pixels] = []  # of a batch that did not fit
     under_way: deque[_Batch] = deque()
-    while group := list(itertools.islice(itertools.chain(again, source), max(batch, 1))):
-        again = again[len(group) :]
-        if not batch:
-            yield None
-            continue
-        made: _Batch | None = None
-        try:
-            made = _start(forward, group, device, streams)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if made is not None:
-            under_way.append(made)
-        # One batch stays under way while the caller is busy with the one before.
-        while len(under_way) > (1 if made is not None else 0):
-            yield from _finish(under_way.popleft())
-        if made is None:  # outside of the handler, so that the traceback no longer holds the tensors
-            if card:
-                torch.cuda.empty_cache()
-            batch = len(group) // 2
-            again = group + again if batch else again
+    try:
+        while group := list(itertools.islice(itertools.chain(again, source), max(batch, 1))):
+            again = again[len(group) :]
             if not batch:
                 yield None
-    while under_way:
-        yield from _finish(under_way.popleft())
+                continue
+            made: _Batch | None = None
+            try:
+                made = _start(forward, group, device, back)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if made is not None:
+                under_way.append(made)
+            # One batch stays under way while the caller is busy with the one before.
+            while len(under_way) > (1 if made is not None else 0):
+                yield from _finish(under_way.popleft())
+            if made is None:  # outside of the handler, so that the traceback no longer holds the tensors
+                if back is not None:
+                    torch.cuda.synchronize(device)
+                    torch.cuda.empty_cache()
+                batch = len(group) // 2
+                again = group + again if batch else again
+                if not batch:
+                    yield None
+        while under_way:
+            yield from _finish(under_way.popleft())
+    finally:
+        if back is not None:  # the caller may have stopped early: nothing is let go of before the card is done with it
+            torch.cuda.synchronize(device)
 
 
-def _start(
-    forward: Forward,
-    group: list[Pixels],
-    device: torch.device,
-    streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None,
-) -> _Batch:
+def _start(forward: Forward, group: list[Pixels], device: torch.device, back: torch.cuda.Stream | None) -> _Batch:
     """Everything of a batch on its way; on a card nothing is waited for."""
     top = float(np.iinfo(group[0].dtype).max)
     deep = group[0].dtype == np.uint16
     # Few operators take unsigned 16-bit integers: they travel as signed ones.
     shape, kind = (len(group), *group[0].shape), torch.int16 if deep else torch.uint8
-    host = torch.empty(shape, dtype=kind, pin_memory=streams is not None)
+    host = torch.empty(shape, dtype=kind, pin_memory=back is not None)
     np.stack(group, out=host.numpy().view(group[0].dtype))
     with torch.inference_mode():
-        if streams is None:
-            values, finite = _compute(forward, host, top)
-            return _Batch(values, finite, None)
-        into, out = streams
-        work = torch.cuda.current_stream(device)
-        with torch.cuda.stream(into):
-            x = host.to(device, non_blocking=True)
-        work.wait_stream(into)
-        x.record_stream(work)
+        if back is None:
+            return _Batch(*_compute(forward, host, top))
+        x = host.to(device, non_blocking=True)
         values, finite = _compute(forward, x, top)
-        out.wait_stream(work)
-        with torch.cuda.stream(out):
-            made = _Batch(_to_host(values), _to_host(finite), out.record_event())
-        values.record_stream(out)
-        finite.record_stream(out)
-    return made
+        # The result is 16 times as large as the input, so only its copy has a stream of its own.
+        back.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(back):
+            copies = _to_host(values), _to_host(finite)
+            return _Batch(*copies, back.record_event(), (host, x, values, finite))
 
 
 def _compute(forward: Forward, x: Tensor, top: float) -> tuple[Tensor, Tensor]:

@@ -116,8 +116,8 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error
 
 
-def build(spec: ModelSpec, directory: Path, device: torch.device | None = None) -> nn.Module:
-    """The network of a model directory, in fp32 on the CPU; meant for `device`, if that is a card.
+def build(spec: ModelSpec, directory: Path) -> nn.Module:
+    """The network of a model directory, in fp32 on the CPU.
 
     Raises:
         ModelError: the configuration or the weights are damaged, or do not belong together.
@@ -131,10 +131,6 @@ def build(spec: ModelSpec, directory: Path, device: torch.device | None = None) 
             net.load_state_dict(state)
         except RuntimeError as error:
             raise ModelError(f"the weights in {directory} do not fit its config.json") from error
-    elif device and device.type == "cuda":
-        from core.swin2sr_cuda import Swin2SRCuda
-
-        net = Swin2SRCuda(config, state)
     else:
         from core.swin2sr import Swin2SR
 
@@ -163,13 +159,15 @@ def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> t
         start = time.perf_counter()
         keep_freed_memory()
         spec = models.spec_of(name)
-        net = build(spec, models.fetch(spec), device).to(device=device, dtype=dtype)
         if device.type == "cuda":
             from core import cuda
 
-            cuda.prepare(net)
+            cuda.full_precision()
+        net = build(spec, models.fetch(spec)).to(device=device, dtype=dtype)
         model = Model(spec, net, device, dtype, 1 << 20)
-        _warm.clear()  # running calls keep their own reference until they end
+        if spec.kind != "compact":  # the embedded ones are so small that they may stay side by side
+            for other in [other for other, kept in _warm.items() if kept.spec.kind != "compact"]:
+                del _warm[other]  # running calls keep their own reference until they end
         _warm[key] = model
         return model, time.perf_counter() - start
 
@@ -246,8 +244,10 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
             if progress:
                 progress(done, total)
         yield strip
+        del strip  # else it is held beside the next
     if computed >= _TELLING_PIXELS:
-        learn_rate(model.spec, model.device.type, computed * operations(model.spec, job) / busy)
+        rate = computed * operations(model.spec, job) / busy
+        learn_rate(model.spec, model.device.type, rate, deep=pixels.dtype.itemsize > 1)
 
 
 def _infer_all(
@@ -315,8 +315,8 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
         model.device = torch.device("cpu")
         # fp32 stays: on a card that multiplies bf16 it was chosen for a picture of more than eight bits.
         model.dtype = model.dtype if model.dtype == torch.float32 else pick_dtype(model.device)
-        net = build(model.spec, models.fetch(model.spec)) if model.spec.kind == "swin2sr" else model.net
-        model.net = net.to(device=model.device, dtype=model.dtype)
+        # Read again, not moved: a batch on its way may still need the one on the card.
+        model.net = build(model.spec, models.fetch(model.spec)).to(model.dtype)
         model.notes.append("out of memory on the GPU with the smallest tile, went on on the CPU")
     else:
         raise OutOfMemory(f"not enough memory for a tile of {side} px: close other programs or use a smaller model")

@@ -97,7 +97,8 @@ def _run(
     from core import engine  # torch is imported here, once a picture has been found to be one
 
     device = engine.pick_device(options.device)
-    loaded = engine.load_first(models.fallback_chain(options.model), device)
+    chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
+    loaded = engine.load_first(chain, device)
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()
@@ -244,6 +245,7 @@ def _upscale_pixels(
         strip *= top
         out[row : row + len(strip)] = np.clip(np.rint(strip, out=strip), 0, top, out=strip)
         row += len(strip)
+        del strip  # else it is held while the next is made
     return out
 
 

@@ -1,14 +1,9 @@
-"""The card's path without a card: batches on the CPU, and the card's Swin2SR in PyTorch's operators."""
+"""The card's path without a card: batches on the CPU, and the card's way through Swin2SR."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import cuda, engine
+from core import cuda, engine, models, swin2sr
+from core.compact import Compact
+from core.compact_config import CompactConfig
 from core.image import Pixels
 from core.models import make_job
 from core.resize import Rows
-from core.swin2sr_cuda import Swin2SRCuda
 from core.tiling import plan
-from tests.unit.test_swin2sr import AUX, DIRECT, NEAREST, SMALL, ours, picture, psnr, random_state
+from tests.unit.test_swin2sr import AUX, DIRECT, SMALL, ours, picture, psnr, random_state
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -39,72 +34,38 @@ def one_thread() -> Iterator[None]:
     engine._warm.clear()
 
 
-@pytest.mark.parametrize(
-    ("change", "size"),
-    [
-        ({"upsampler": "pixelshuffle"}, (2, 24, 40)),
-        ({"upsampler": "pixelshuffle", "upscale": 4, "qkv_bias": False, "mlp_ratio": 1.5}, (1, 8, 16)),
-        ({"upsampler": "pixelshuffle", "upscale": 3, "resi_connection": "3conv", "img_range": 255.0}, (2, 16, 24)),
-        ({"upsampler": DIRECT, "embed_dim": 60, "num_heads": [6, 6]}, (1, 24, 16)),
-        ({"upsampler": DIRECT, "window_size": 7, "upscale": 3}, (2, 35, 21)),
-        ({"upsampler": NEAREST, "upscale": 4}, (1, 16, 24)),
-        ({"upsampler": AUX, "upscale": 4, "resi_connection": "3conv", "window_size": 5}, (1, 25, 30)),
-        ({"upsampler": "pixelshuffle", "embed_dim": 180, "num_heads": [6], "depths": [2]}, (1, 24, 16)),
-    ],
-    ids=str,
-)
-def test_equals_the_network_for_the_cpu(change: dict[str, Any], size: tuple[int, int, int]) -> None:
-    raw = SMALL | change
-    state, x = random_state(raw, logits=1.0), picture(*size)
-    reference = ours(raw, state)
-    net = Swin2SRCuda(reference.config, state)
+@pytest.fixture(scope="module")
+def model() -> engine.Model:
+    """A network like the embedded one, with random weights, that takes milliseconds."""
+    config = CompactConfig(scale=2, width=8, blocks=2)
+    torch.manual_seed(0)
+    net = Compact(config).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spec = models._spec("small", "", config, "")
+    return engine.Model(spec, net, CPU, torch.float32, 1 << 20)
+
+
+@pytest.mark.parametrize("change", [{"upsampler": "pixelshuffle"}, {"upsampler": DIRECT}, {"upsampler": AUX}], ids=str)
+def test_all_windows_at_once_equal_chunks(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card Swin2SR takes PyTorch's operators, and all windows of a batch as one chunk."""
+    raw = SMALL | {"upscale": 4} | change
+    net, x = ours(raw, random_state(raw)), picture(3, 40, 24)
     with torch.inference_mode():
-        expected = reference(x)
+        expected = net(x)
+        monkeypatch.setattr(swin2sr, "_onednn", lambda x: False)
+        monkeypatch.setattr(swin2sr, "_chunk", lambda config: 3 * 40 * 24 // 64)
+        monkeypatch.setattr(swin2sr._Layer, "_attend_by_head", swin2sr._Layer._attend)
         assert psnr(net(x), expected) >= 110
-        assert psnr(net.to(torch.bfloat16)(x), expected) >= 55
 
 
-def test_without_a_card_there_are_no_kernels() -> None:
-    raw = SMALL | {"upsampler": DIRECT}
-    net = Swin2SRCuda(ours(raw, state := random_state(raw)).config, state).to(torch.bfloat16)
-    assert cuda.prepare(net) == ""
-    assert cuda.prepare(nn.Identity()) == ""
-
-
-#: Run by Triton's interpreter, which has to be asked for before Triton is imported; it knows fp32 better than bf16.
-KERNELS = """
-import torch
-from core import swin2sr_triton as kernels
-from core.swin2sr_cuda import Swin2SRCuda, _layer_norm
-from tests.unit.test_swin2sr import DIRECT, SMALL, ours, psnr, random_state
-
-for dim, heads in ((180, 6), (60, 6), (24, 3)):
-    raw = SMALL | {"upsampler": DIRECT, "embed_dim": dim, "num_heads": [heads], "depths": [2]}
-    state = random_state(raw, logits=1.0)
-    net = Swin2SRCuda(ours(raw, state).config, state)
-    x = torch.zeros(2, 24, 16, -(-dim // 64) * 64)
-    x[..., :dim] = torch.randn(2, 24, 16, dim, generator=torch.Generator().manual_seed(dim))
-    for layer in net.stages[0].layers:
-        expected = layer(x)
-        attended = kernels.run_attend(x, layer.weight, layer.bias, layer.position, layer.gain, layer.shift)
-        assert psnr(attended, layer._attended(x)) >= 110
-        matrices = (layer.project, layer.expand, layer.reduce)
-        made = kernels.run_feed(x, attended, *matrices, layer.vectors, layer.hidden_bias, layer.dim, layer.eps)
-        assert psnr(made, expected) >= 110
-        assert not made[..., dim:].any()
-    norm = net.norm
-    made = kernels.run_norm(x, norm.weight, norm.bias, norm.dim, norm.eps)
-    assert psnr(made, _layer_norm(x, norm.weight, norm.bias, norm.dim, norm.eps)) >= 110
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for CUDA")
-def test_kernels_equal_the_operators() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if "0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("this Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+def test_fp32_on_a_card_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # there is no card to go to
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        engine.load("compact-x2", torch.device("cuda"), torch.float32)
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def noise(height: int, width: int, dtype: type = np.uint8, channels: int = 3) -> Pixels:
@@ -130,8 +91,9 @@ def alone(model: engine.Model, pixels: Pixels) -> Rows:
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 100])
 @pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 3), (np.uint16, 3), (np.uint8, 1), (np.uint16, 1)])
-def test_batches_equal_single_tiles(batch: int, dtype: type, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = engine.load("compact-x2", CPU, torch.float32)
+def test_batches_equal_single_tiles(
+    batch: int, dtype: type, channels: int, model: engine.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = noise(100, 150, dtype, channels)
     assert np.array_equal(in_batches(model, pixels, batch, monkeypatch), alone(model, pixels))
 
@@ -169,12 +131,11 @@ def defect(made: Tensor) -> None:
 @pytest.mark.parametrize("batch", [1, 3, 4])
 @pytest.mark.parametrize("how", [out_of_memory, not_finite])
 def test_a_failure_at_every_tile_changes_nothing(
-    how: Callable[[Tensor], None], batch: int, monkeypatch: pytest.MonkeyPatch
+    how: Callable[[Tensor], None], batch: int, model: engine.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, _ = engine.load("compact-x2", CPU, torch.float32)
     pixels = noise(100, 150)
     expected = alone(model, pixels)
-    tiles = sum(map(len, plan(100, 150, 48, 21, 1)))
+    tiles = sum(map(len, plan(100, 150, 48, model.spec.halo, 1)))
     assert tiles >= 6
     for tile in range(tiles):
         faulty = Failing(model.net, tile, how)
@@ -183,7 +144,7 @@ def test_a_failure_at_every_tile_changes_nothing(
         assert np.array_equal(made, expected), tile
 
 
-def test_memory_for_few_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_few_tiles_at_once(model: engine.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     class Small(nn.Module):
         def __init__(self, net: nn.Module, fits: int) -> None:
             super().__init__()
@@ -196,7 +157,6 @@ def test_memory_for_few_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             made: Tensor = self.net(x)
             return made
 
-    model, _ = engine.load("compact-x2", CPU, torch.float32)
     pixels = noise(100, 150)
     small = Small(model.net, 2)
     assert np.array_equal(in_batches(replace(model, net=small), pixels, 5, monkeypatch), alone(model, pixels))
@@ -204,8 +164,7 @@ def test_memory_for_few_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(small.sizes[1:]) == 2, "and not tried larger again"
 
 
-def test_an_error_that_is_not_about_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = engine.load("compact-x2", CPU, torch.float32)
+def test_an_error_that_is_not_about_memory_is_raised(model: engine.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty = Failing(model.net, 5, defect)
     with pytest.raises(RuntimeError, match="a defect"):
         in_batches(replace(model, net=faulty), noise(100, 150), 4, monkeypatch)

@@ -146,7 +146,8 @@ def _pulled(colour: Array, weight: Array) -> Array:
 
     below_weight = halved(weight)
     below = _pulled(halved(colour * weight) / np.maximum(below_weight, 1e-12), np.minimum(below_weight, 1))
-    return colour * weight + below.repeat(2, axis=0).repeat(2, axis=1)[:height, :width] * (1 - weight)
+    found: Array = colour * weight + below.repeat(2, axis=0).repeat(2, axis=1)[:height, :width] * (1 - weight)
+    return found
 
 
 @pytest.mark.parametrize("size", [(2, 1), (1, 9), (256, 5), (257, 40), (1025, 33), (601, 700)])
@@ -158,8 +159,8 @@ def test_hidden_colour_in_strips_is_that_of_the_whole(size: tuple[int, int], dty
     alpha[: size[0] // 2, size[1] // 3 :] = 0
     alpha[0, 0], alpha[-1, -1] = 5, 0
     weight = (alpha[:, :, None].astype(np.float32) / top).astype(np.float32)
-    expected = np.rint(_pulled(pixels.astype(np.float32), weight)).astype(dtype)
-    expected = np.where(alpha[:, :, None] == 0, expected, pixels)
+    pulled: Array = np.rint(_pulled(pixels.astype(np.float32), weight)).astype(dtype)
+    expected = np.where(alpha[:, :, None] == 0, pulled, pixels)
     assert np.array_equal(transparency.extend_edges(pixels, alpha), expected)
 
 
