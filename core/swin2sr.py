@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from core.errors import ModelError
 from core.swin2sr_config import UPSAMPLER_WIDTH, Swin2SRConfig
 from core.swin2sr_windows import Runs, Tables, offsets, shift_masks, window_tables
+from core.workers import for_each
 
 __all__ = ["Swin2SR", "Swin2SRConfig"]
 
 #: The training pictures' mean colour, for which the format has no key.
 _MEAN = (0.4488, 0.4371, 0.4040)
 
-#: Tokens in a chunk, at most: 64 windows of 8x8. The scores of one head take 1 MB then.
-_CHUNK = 4096
+#: Tokens in a chunk, at most: 32 windows of 8x8. The scores of one head take 512 KB then.
+_CHUNK = 2048
 
 #: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
 _Take = Callable[..., Tensor]
@@ -160,16 +161,28 @@ class _Stage(nn.Module):
         y = _tokens(x)  # (n * h * w, C)
         for i, layer in enumerate(self.layers):
             table, chunks = tables.into_layer(i)
-            out = y.new_empty(len(table), y.shape[1])
-            for number, runs in enumerate(chunks):
-                part = slice(number * tables.chunk, (number + 1) * tables.chunk)
-                out[part] = layer(y.index_select(0, table[part]), runs)
-            y = out
+            y = _in_chunks(layer, y, table, chunks)
         y = _picture(y.index_select(0, tables.out_of_layer(i)), x)  # (n, C, h, w)
         for conv in self.convs[:-1]:
             y = F.leaky_relu(conv(y), 0.2, inplace=True)
         result: Tensor = self.convs[-1](y) + x
         return result
+
+
+def _in_chunks(layer: nn.Module, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
+    """An attention layer's result for the tokens that the table takes from x."""
+    places = table.chunk(len(chunks))
+    if not x.is_cpu or (torch.is_grad_enabled() and x.requires_grad):
+        done = [layer(x.index_select(0, place), runs) for place, runs in zip(places, chunks, strict=True)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+    result = x.new_empty(len(table), x.shape[1])
+    parts = result.chunk(len(chunks))
+
+    def work(number: int) -> None:
+        parts[number].copy_(layer(x.index_select(0, places[number]), chunks[number]))
+
+    for_each(work, len(chunks))
+    return result
 
 
 class _Layer(nn.Module):
@@ -255,25 +268,27 @@ class _Layer(nn.Module):
         qk = qkv[:, : 2 * heads * width].view(-1, 2 * heads, width)  # (T, 2H, D)
         qk.mul_(self._factors(qk))
         qkv = qkv.view(-1, self.tokens, qkv.shape[1])  # (B, N, 3C + H)
-        columns = qkv.split_with_sizes([width] * (2 * heads) + [width + 1] * heads, -1)
+        # Slices are made in few calls: each call is a chance for two threads to wait for each other.
+        widths = [width] * (2 * heads) + [width + 1] * heads
+        columns, rows = qkv.split_with_sizes(widths, 2), qkv.mT.split_with_sizes(widths, 1)
         y = qkv.new_empty(len(qkv), self.tokens, heads * width)
         scores = qkv.new_empty(len(qkv), self.tokens, self.tokens)
         parts = scores.split_with_sizes([count for count, _ in runs])
         values = qkv.new_empty(len(qkv), self.tokens, width + 1)
-        sums, total = values.split_with_sizes([width, 1], -1)
-        for head, result in enumerate(y.split_with_sizes([width] * heads, -1)):
-            q, k, v = columns[head], columns[heads + head].mT, columns[2 * heads + head]
-            torch.bmm(q, k, out=scores)
+        sums, total = values.split_with_sizes([width, 1], 2)
+        biases = (self.factor if self.moderate else self.bias).unbind()
+        for head, result in enumerate(y.split_with_sizes([width] * heads, 2)):
+            torch.bmm(columns[head], rows[heads + head], out=scores)
             if self.moderate:
                 scores.exp_()
-                for part, (_, kind) in zip(parts, runs, strict=True):
-                    part.mul_(self.factor[kind * heads + head])
-                weights = scores
-            else:
-                for part, (_, kind) in zip(parts, runs, strict=True):
-                    part.add_(self.bias[kind * heads + head])
-                weights = scores.softmax(-1)
-            torch.bmm(weights, v, out=values)
+            for part, (_, kind) in zip(parts, runs, strict=True):
+                bias = biases[kind * heads + head]  # (N, N)
+                if self.moderate:
+                    part.mul_(bias)
+                else:
+                    part.add_(bias)
+            weights = scores if self.moderate else scores.softmax(-1)
+            torch.bmm(weights, columns[2 * heads + head], out=values)
             torch.div(sums, total, out=result)
         return y.flatten(0, 1)
 
