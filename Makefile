@@ -9,7 +9,8 @@ IN ?= samples/astronaut.jpg
 OUT ?=
 SETS ?= ../shared/bench
 DATA ?= ../shared/train
-HOURS ?= 2
+HOURS ?= 0.1
+MODEL ?= compact-x2
 
 .PHONY: help upscale serve test lint types unit infra requirements image invoke bench quality train fuzz clean
 
@@ -80,8 +81,9 @@ bench: $(VENV)/.dev ## every benchmark in turn, or BENCH="photo memory", to benc
 quality: $(VENV)/.dev ## PSNR and SSIM, on pictures in SETS=folder with Set5, Set14, Kodak24
 	$(BIN)/python -m bench.quality --sets "$(SETS)"
 
-train: $(VENV)/.dev ## train the embedded model on DATA=folder of photos for HOURS=2, into runs/
-	$(BIN)/python -m training.train --data "$(DATA)" --run runs/compact-x2 --hours $(HOURS) --export runs/compact-x2/export
+train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folder of photos for HOURS=0.1, into runs/
+	$(BIN)/python -m training.train $(MODEL) --data "$(DATA)" --run runs/$(MODEL) --hours $(HOURS) \
+	  --export runs/$(MODEL)/export $(if $(START),--start "$(START)")
 
 fuzz: $(VENV)/.dev ## ten minutes of coverage-guided fuzzing of the decoders
 	$(PIP) -e '.[fuzz]'

@@ -87,14 +87,31 @@ def measure(run: Upscaler, folder: Path, scale: int, quality: int | None) -> tup
     return sum(psnr) / len(psnr), sum(ssim) / len(ssim), seconds
 
 
+def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int) -> Image.Image:
+    """The truth and each upscaler side by side: a detailed crop of six pictures, from clean inputs and JPEG 75."""
+    side, zoom, sheet = 96, 2, []
+    for truth in list(truths(folder, scale))[::4]:
+        detail = truth.float().mean(2).diff(dim=0)[:, 1:].abs()[None]
+        blocks = torch.nn.functional.avg_pool2d(detail, side, side)[0]  # (rows, columns)
+        y, x = (side * int(place) for place in divmod(int(blocks.argmax()), blocks.shape[1]))
+        for quality in (None, 75):
+            height, width = truth.shape[:2]
+            small = encoded(bicubic(truth, height // scale, width // scale), quality)
+            made = [truth, *(run(small, width, height) for run in rows.values())]
+            crops = [part[y : y + side, x : x + side].expand(-1, -1, 3) for part in made]
+            sheet.append(torch.cat(crops, 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1))
+    return Image.fromarray(torch.cat(sheet).numpy())
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="PSNR and SSIM of the models.")
     parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, Set14, Kodak24")
-    parser.add_argument("--models", nargs="*", default=["compact-x2"], help="names, hub ids or directories")
+    parser.add_argument("--models", nargs="*", default=["compact-x2", "photo-x2"], help="names, hub ids or directories")
     parser.add_argument("--only", nargs="*", default=["Set5", "Set14", "Kodak24"], help="of these sets")
     parser.add_argument("--jpeg", nargs="*", type=int, default=[90, 75, 50], help="qualities for Kodak24")
     parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--sheet", type=Path, help="also write a picture of crops, a row for each of Kodak24's first")
     arguments = parser.parse_args()
     columns: list[tuple[str, int | None]] = [(name, None) for name in arguments.only]
     if "Kodak24" in arguments.only:
@@ -109,6 +126,8 @@ def main() -> None:
             psnr, ssim, seconds = measure(run, arguments.sets / name, arguments.scale, quality)
             cells.append(f"{psnr:.2f} / {ssim:.4f} ({seconds:.1f} s)")
         print(f"| {Path(label).name} | " + " | ".join(cells) + " |", flush=True)
+    if arguments.sheet:
+        contact_sheet(rows, arguments.sets / "Kodak24", arguments.scale).save(arguments.sheet)
 
 
 if __name__ == "__main__":

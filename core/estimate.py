@@ -35,7 +35,7 @@ _ENCODING = {
     "avif": ((170e-8, 45), (400e-8, 48)),
 }
 _BASE_MEMORY = 300e6  # interpreter, torch and a model, bytes
-_HIDDEN_BYTES = 72  # an input pixel, while transparent ones are given a colour
+_HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
 
 _measured: dict[str, float] = {}
 
@@ -110,12 +110,14 @@ def estimate(
     picture = picture or Probe("png", width, height, 0, "RGB")
     out_width, out_height = options.output_size(width, height)
     device = "cpu" if options.device == "cpu" else _device()
-    spec = models.spec_of(models.fallback_chain(options.model)[0])
+    wanted = options.factor(width, height)
+    chain = models.fallback_chain(options.model, wanted, picture.format)
+    spec = models.spec_of(chain[0])
     rate = known_rate(spec, device)
     if rate is None and measure:
         from core import engine
 
-        loaded = engine.load_first(models.fallback_chain(options.model), engine.pick_device(options.device))
+        loaded = engine.load_first(chain, engine.pick_device(options.device))
         spec, device = (loaded.model.spec, loaded.model.device.type) if loaded.model else (models.LANCZOS, "cpu")
         rate = known_rate(spec, device)
         if rate is None and loaded.model:
@@ -135,7 +137,6 @@ def estimate(
     if spec.kind == "lanczos":
         seconds, tiles, working = passes * _LANCZOS_SECONDS * (in_pixels + out_pixels), 1, 0.0
     else:
-        wanted = max(out_width / width, out_height / height)
         job = models.make_job(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
         plan = [tile for row in tiling.plan(height, width, job.tile, job.halo, spec.window) for tile in row]
         regions = [tile.rows.size * tile.columns.size for tile in plan]
@@ -170,8 +171,9 @@ def _tile_bytes(spec: ModelSpec) -> float:
     """What a tile takes for each of its pixels, in fp32; a fit to measurements of five networks.
 
     Activations grow with the channels, operations with their square; at the end Swin2SR has 64 channels of result.
+    Compact goes in bands, so that only picture and result are whole.
     """
-    return 1500 if spec.kind == "compact" else math.sqrt(spec.operations) + 800 * spec.scale**2
+    return 12 + 24 * spec.scale**2 if spec.kind == "compact" else math.sqrt(spec.operations) + 800 * spec.scale**2
 
 
 def _multiplies_bf16(device: str) -> bool:

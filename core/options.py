@@ -96,6 +96,15 @@ class Options:
             )
         return out_width, out_height
 
+    def factor(self, width: int, height: int) -> float:
+        """How many times as large an oriented input of these sides becomes, along the side that grows more.
+
+        Raises:
+            OptionsError: as `output_size`.
+        """
+        out_width, out_height = self.output_size(width, height)
+        return max(out_width / width, out_height / height)
+
 
 @dataclass(frozen=True)
 class Limits:

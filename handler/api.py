@@ -513,7 +513,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
     @app.get("/models", summary="Models by name", tags=["upscale"], responses=documented())
     def list_models() -> list[ModelInfo]:
         """The models that the option `model` takes besides hub ids."""
-        default = settings.model or models.DEFAULT
+        default = {settings.model} if settings.model else {models.embedded(2, name) for name in ("jpeg", "png")}
         return [
             ModelInfo(
                 name=spec.name,
@@ -521,7 +521,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
                 scale=spec.scale,
                 about=spec.about,
                 embedded=spec.source.startswith(str(models.WEIGHTS)),
-                default=spec.name == default,
+                default=spec.name in default,
                 receptive_field=spec.receptive_field,
             )
             for spec in models.MODELS.values()

@@ -82,13 +82,14 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
 
 def _estimate(picture: core.Probe, options: core.Options) -> core.Estimate:
     """Of the first model in the fall-back chain whose numbers can be had."""
-    for name in models.fallback_chain(options.model):
+    factor = options.factor(picture.width, picture.height)
+    *others, last = models.fallback_chain(options.model, factor, picture.format)
+    for name in others:
         try:
             return core.estimate(picture.width, picture.height, replace(options, model=name), picture=picture)
         except core.ModelError:
             continue
-    default = replace(options, model=models.DEFAULT)
-    return core.estimate(picture.width, picture.height, default, picture=picture)
+    return core.estimate(picture.width, picture.height, replace(options, model=last), picture=picture)
 
 
 @cache

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     # How pictures are made larger
     model: str = Field(default="", description="model used when a request names none; empty: the core's default")
     warm_model: str = Field(
-        default="compact-x2", description="model loaded by a thread at start; none: loaded at first use"
+        default="photo-x2", description="model loaded by a thread at start; none: loaded at first use"
     )
     tile_size: int | None = Field(
         default=None,

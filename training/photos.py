@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.metrics import bicubic
+from core import engine, models
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 GRID, WINDOW = 8, 48  # pixels of the input: steps between places that a patch may start at, and side for its detail
@@ -67,8 +68,27 @@ class Patches:
         self.places = torch.cat(places)  # (places, 3): photo, row, column
         self.cumulative = torch.cat(weights).double().cumsum(0)
 
+    def teach(self, directory: Path) -> None:
+        """Have a better model upscale every photo; what it makes is drawn beside the photo itself.
+
+        Learning from another network is Hinton et al. 2015, arXiv:1503.02531.
+        """
+        spec = models.spec_of(str(directory))
+        if spec.scale != self.scale:
+            raise SystemExit(f"{directory} makes pictures {spec.scale} times as large, not {self.scale} times")
+        model, _ = engine.load(str(directory), self.device)
+        job, taught = models.make_job(spec, self.scale, exact=False), []
+        for first, height, width in self.table.tolist():
+            photo = self.small[first : first + height * width].view(height, width, 3).cpu().numpy()
+            strips = np.concatenate(list(engine.upscale_strips(model, photo, job)))  # (h, w, 3) in [0, 1]
+            taught.append(torch.from_numpy(strips * 255).round().byte().flatten(0, 1).to(self.device))
+        self.large = torch.cat([self.large, torch.cat(taught)], 1)  # (all, 6)
+
     def draw(self, count: int, size: int) -> tuple[Tensor, Tensor]:
-        """(count, 3, size, size) and (count, 3, scale * size, scale * size) in [0, 1], flipped and turned at random."""
+        """Input (count, 3, size, size) and target in [0, 1], flipped and turned at random.
+
+        The target is (count, 3, scale * size, scale * size); with a teacher its picture follows in three more channels.
+        """
         chance = torch.rand(count, device=self.device, dtype=torch.float64) * self.cumulative[-1]
         place = self.places[torch.searchsorted(self.cumulative, chance).clamp(max=len(self.places) - 1)]  # (count, 3)
         first, height, width = self.table[place[:, 0]].unbind(1)
@@ -90,9 +110,11 @@ def _detail(photo: Tensor) -> Tensor:
 
 
 def _gather(pixels: Tensor, first: Tensor, width: Tensor, y: Tensor, x: Tensor, side: int, flips: Tensor) -> Tensor:
-    """Patches (count, 3, side, side) in [0, 1] of photos that lie one after another in `pixels` (all, 3) uint8."""
+    """Patches (count, channels, side, side) in [0, 1] of photos one after another in `pixels` (all, channels) uint8."""
     along = torch.arange(side, device=pixels.device)
     rows, columns = (torch.where(flip[:, None], side - 1 - along, along) for flip in flips[:2])  # (count, side)
     index = (first + y * width + x)[:, None, None] + (rows * width[:, None])[:, :, None] + columns[:, None, :]
-    patches = pixels[torch.where(flips[2][:, None, None], index.transpose(1, 2), index)]  # (count, side, side, 3)
+    patches = pixels[
+        torch.where(flips[2][:, None, None], index.transpose(1, 2), index)
+    ]  # (count, side, side, channels)
     return patches.permute(0, 3, 1, 2).float() / 255

@@ -37,6 +37,8 @@ from training.photos import SUFFIXES, Patches, read, reduce
 
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.005, 2e-3, 100
 FOURIER_WEIGHT = 0.05  # beside L1
+TEACHER_WEIGHT = 0.65  # beside the photos
+START_RATE = 0.5  # of the rates, where training begins with trained weights
 CHECKPOINT_SECONDS = 120
 STEPS_AT_ONCE = 20  # between two looks at the clock
 
@@ -149,6 +151,7 @@ class Training:
         self.average = torch.cat([weight.detach().flatten() for weight in parameters])
         # Rates are tensors, so that a recorded step reads them anew.
         self.rates = {name: torch.zeros((), device=self.device) for name in ("muon", "adam", "average", "loss")}
+        self.rate = 1.0  # of the rates
         self.steps, self.seconds = 0, 0.0
 
     def step(self, phase: Phase) -> None:
@@ -159,8 +162,11 @@ class Training:
             small, large = self.degrade(small, large)  # (count, 3, size, size) and (count, 3, scale * size, ...)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             made = self.net(small.contiguous(memory_format=torch.channels_last))
-        difference = made.float() - large
+        target, *teacher = torch.split(large, 3, 1)  # (count, 3, scale * size, scale * size)
+        difference = made.float() - target
         loss = difference.abs().mean()
+        if teacher:
+            loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * (made.float() - teacher[0]).abs().mean()
         if phase.fourier:
             loss = loss + FOURIER_WEIGHT * torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
         parameters = list(self.net.parameters())
@@ -190,7 +196,8 @@ class Training:
 
     def set_rates(self, share: float) -> None:
         """The rates at a share of the schedule."""
-        rate = min(1, (self.steps + 1) / WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * min(1, share))) + 1e-3)
+        rate = self.rate * min(1, (self.steps + 1) / WARM_UP_STEPS)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1, share))) + 1e-3
         self.rates["muon"].fill_(MUON_RATE * rate)
         self.rates["adam"].fill_(ADAM_RATE * rate)
         self.rates["average"].fill_(max(1e-3, 4 / (self.steps + 4)))
@@ -320,6 +327,7 @@ def main() -> None:
     parser.add_argument("--held-back", type=Path, help="folder of photos for validation")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--start", type=Path, help="model directory whose weights to begin with")
+    parser.add_argument("--teacher", type=Path, help="directory of a better model of the same scale (compact-* only)")
     parser.add_argument("--export", type=Path, help="folder for config.json and model.safetensors at the end")
     parser.add_argument("--hours", type=float, default=2.0)
     arguments = parser.parse_args()
@@ -328,11 +336,14 @@ def main() -> None:
     torch.manual_seed(0)
     patches = Patches(arguments.data, int(scale), device)
     print(f"{patches.photos} photos and reduced copies, {len(patches.small) / 1e6:.1f} megapixels of input")
+    if arguments.teacher and kind == "compact":
+        patches.teach(arguments.teacher)
     held_back = []
     if arguments.held_back:
         held_back = [read(file) for file in sorted(arguments.held_back.iterdir()) if file.suffix.lower() in SUFFIXES]
     net = build(replace(CompactConfig(), scale=int(scale)), arguments.start, device)
     training = Training(net, patches, Degrade(int(scale), device) if kind == "photo" else None)
+    training.rate = START_RATE if arguments.start else 1.0
     phases = CUDA_PHASES if device.type == "cuda" else CPU_PHASES
     net = train(training, phases, arguments.hours * 3600, held_back, arguments.run)
     if arguments.export:

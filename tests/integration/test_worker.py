@@ -86,7 +86,7 @@ def test_a_job_is_done_once_in_every_store(storage: Storage, settings: Settings,
     assert Image.open(io.BytesIO(result(storage, done))).size == (48, 32)
     assert len(result(storage, done)) == done.output.bytes
     assert storage.head(done.output.key).content_type == "image/png"
-    assert (done.model_used, done.degraded, done.reason) == (models.DEFAULT, False, "")
+    assert (done.model_used, done.degraded, done.reason) == (models.embedded(2, "png"), False, "")
     assert (done.input.width, done.input.height) == (24, 16)
     assert done.estimate is not None
     assert done.progress.done == done.progress.total == 1
@@ -426,7 +426,7 @@ def model_bucket(moto_bucket: tuple[str, str], monkeypatch: pytest.MonkeyPatch) 
     """A bucket with the embedded model under models/mine; and how many objects were downloaded."""
     endpoint, bucket = moto_bucket
     store = S3Storage(bucket, endpoint_url=endpoint)
-    for path in (models.WEIGHTS / models.DEFAULT).iterdir():
+    for path in (models.WEIGHTS / models.embedded(2, "png")).iterdir():
         if path.suffix in (".json", ".safetensors"):
             store.upload(path, f"models/mine/{path.name}", "application/octet-stream")
     count = 0
@@ -463,7 +463,7 @@ def test_a_model_in_s3_that_does_not_work_is_a_step_down_and_told(
     damage: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(models, "FALLBACKS", (models.DEFAULT,))  # the others would be asked for at the hub
+    monkeypatch.setattr(models, "FALLBACKS", ())  # the others would be asked for at the hub
     store, _ = model_bucket
     settings = configured(tmp_path, bucket=store.bucket, s3_endpoint_url=moto)
     name = f"s3://{store.bucket}/models/{damage.replace(' ', '-')}"
@@ -476,7 +476,7 @@ def test_a_model_in_s3_that_does_not_work_is_a_step_down_and_told(
     if damage not in ("gone", "no weights"):
         store.put(f"models/{prefix}/model.safetensors", weights[:-100] if damage == "cut" else weights, "a/b")
     done = ended(store, settings, queued(store, picture(), model=name))
-    assert (done.state, done.model_used, done.degraded) == (State.SUCCEEDED, models.DEFAULT, True)
+    assert (done.state, done.model_used, done.degraded) == (State.SUCCEEDED, models.embedded(2, "png"), True)
     assert name in done.reason
     assert tempfile.gettempdir() not in done.reason
 

@@ -36,7 +36,7 @@ def test_nothing_set_is_local_mode() -> None:
     assert settings.allowed_origins == ()
     assert settings.host == "127.0.0.1"
     assert (settings.inline_seconds, settings.lambda_seconds, settings.lease_seconds) == (20, 600, 60)
-    assert settings.warm_model == "compact-x2"
+    assert settings.warm_model == "photo-x2"
 
 
 def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
