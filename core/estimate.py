@@ -35,6 +35,7 @@ _ENCODING = {
     "avif": ((170e-8, 45), (400e-8, 48)),
 }
 _BASE_MEMORY = 300e6  # interpreter, torch and a model, bytes
+_BANDS_BYTES = 140e6  # what a compact network has in work, whatever the picture
 _HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
 
 _measured: dict[str, float] = {}
@@ -142,7 +143,8 @@ def estimate(
         regions = [tile.rows.size * tile.columns.size for tile in plan]
         seconds, tiles = passes * sum(regions) * models.operations(spec, job) / rate, passes * len(plan)
         strip = max(tile.rows.size for tile in plan) * width * job.scale**2 * 3 * 4  # bytes
-        working = 2 * strip + max(regions) * _tile_bytes(spec) * spec.scale ** (2 * (job.passes - 1))
+        bands = _BANDS_BYTES if spec.kind == "compact" else 0.0
+        working = bands + 2 * strip + max(regions) * _tile_bytes(spec) * spec.scale ** (2 * (job.passes - 1))
     encode_seconds, encode_bytes = _ENCODING[format][picture.alpha]
     seconds += _DECODE_SECONDS * in_pixels + encode_seconds * out_pixels
     held = (in_pixels + out_pixels) * (4 if picture.alpha else 3) * (2 if picture.bits > 8 else 1)
@@ -171,7 +173,7 @@ def _tile_bytes(spec: ModelSpec) -> float:
     """What a tile takes for each of its pixels, in fp32; a fit to measurements of five networks.
 
     Activations grow with the channels, operations with their square; at the end Swin2SR has 64 channels of result.
-    Compact goes in bands, so that only picture and result are whole.
+    Compact goes in bands, so that only picture and result are whole: see `_BANDS_BYTES`.
     """
     return 12 + 24 * spec.scale**2 if spec.kind == "compact" else math.sqrt(spec.operations) + 800 * spec.scale**2
 
