@@ -10,6 +10,7 @@ extra `bench`; which of them are absent, the table says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -148,10 +149,11 @@ def serve(name: str, checkpoint: Path, file: Path, threads: int, side: int, pipe
     load = time.perf_counter() - start
     x = np.random.default_rng(0).random((1, 3, side, side), np.float32)
     pipe.send((load, run(x)))  # the first run also fills caches: not counted
-    while pipe.recv():
-        start = time.perf_counter()
-        run(x)
-        pipe.send(time.perf_counter() - start)
+    with contextlib.suppress(EOFError):  # the one that asks has been stopped
+        while pipe.recv():
+            start = time.perf_counter()
+            run(x)
+            pipe.send(time.perf_counter() - start)
 
 
 def in_turns(checkpoint: Path, names: list[str], side: int, threads: int, rounds: int) -> dict[str, Turns]:
