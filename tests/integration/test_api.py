@@ -285,7 +285,7 @@ def test_work_on_request_as_a_job(client: httpx.Client, prefer: str) -> None:
     assert job["options"] == {"scale": 3.0}
     assert answer.url.join(answer.headers["location"]).path == f"/jobs/{job['id']}"
     job = finished(client, job["id"])
-    assert (job["state"], job["model_used"], job["output"]["name"]) == ("succeeded", "compact-x2", "photo-x3.png")
+    assert (job["state"], job["model_used"], job["output"]["name"]) == ("succeeded", "compact-x3", "photo-x3.png")
     result = client.get(f"/jobs/{job['id']}/result")
     assert result.status_code == 307
     loaded = client.get(result.headers["location"])
@@ -514,7 +514,7 @@ def test_estimate(client: httpx.Client) -> None:
     answer = client.post("/estimate", json={"width": 100, "height": 50, "options": {"scale": 3}})
     assert answer.status_code == 200
     found = answer.json()
-    assert (found["width"], found["height"], found["route"], found["model"]) == (300, 150, "inline", "compact-x2")
+    assert (found["width"], found["height"], found["route"], found["model"]) == (300, 150, "inline", "compact-x3")
     check_problem(client.post("/estimate", json={"width": 1000, "height": 1000}), 413, "too_large")
     check_problem(client.post("/estimate", json={"width": 10}), 422, "bad_request")
     is_json = {"content-type": "application/json"}
@@ -528,7 +528,7 @@ def test_estimate(client: httpx.Client) -> None:
 def test_models(client: httpx.Client) -> None:
     found = {model["name"]: model for model in client.get("/models").json()}
     assert set(found) == set(core.models.MODELS)
-    assert [name for name, model in found.items() if model["default"]] == ["compact-x2"]
+    assert [name for name, model in found.items() if model["default"]] == ["compact-x2", "photo-x2"]
     assert found["compact-x2"]["embedded"]
     assert not found["swin2sr-classical-x2"]["embedded"]
     assert str(ROOT) not in client.get("/models").text
@@ -823,7 +823,7 @@ answers = [handler.api.handler(json.load(open(path)), Context()) for path in {[s
 print(json.dumps([warm, answers]))
 """
     warm, answers = in_new_process(code, tmp_path, **LAMBDA)
-    assert warm == ["compact-x2"]
+    assert warm == ["photo-x2"]
     for answer in answers:
         headers = {name: values[0] for name, values in answer.get("multiValueHeaders", {}).items()}
         headers |= answer.get("headers", {})

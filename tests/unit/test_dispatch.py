@@ -63,7 +63,7 @@ def test_route(where: dict[str, Any], seconds: float, memory: int, expected: Bac
 
 def test_plan_says_what_the_core_says() -> None:
     plan = dispatch.plan(probe(100, 50), core.Options(scale=3), settings())
-    assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x2", Backend.INLINE)
+    assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x3", Backend.INLINE)
     assert plan.cost is None
     found = core.estimate(100, 50, core.Options(scale=3), picture=probe(100, 50))
     assert (plan.seconds, plan.memory, plan.tiles) == (found.seconds, found.memory, found.tiles)
