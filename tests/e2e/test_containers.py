@@ -203,7 +203,9 @@ def sam(base: str) -> str:
     """Run `make invoke`: what it printed. The functions are built after that."""
     if not SAM.exists():
         pytest.skip(f"{SAM.relative_to(ROOT)} is not installed (make infra)")
-    return ran(["make", "invoke", f"TORCH_INDEX={TORCH_INDEX}"], BASE_IMAGE=base, SAM_CLI_TELEMETRY="0")
+    return ran(
+        ["make", "--no-print-directory", "invoke", f"TORCH_INDEX={TORCH_INDEX}"], BASE_IMAGE=base, SAM_CLI_TELEMETRY="0"
+    )
 
 
 def test_make_invoke(sam: str) -> None:
