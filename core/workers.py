@@ -1,8 +1,8 @@
 """Work in pieces on a CPU: each piece on one thread from its first operation to its last.
 
 PyTorch's own threads share each single operation and wait for each other after it. With thousands of short operations,
-any other process that takes a processor for a moment then holds up all threads, each time: beside one busy process,
-Swin2SR took four times as long. Pieces also stay in the cache of the processor that works on them.
+any other process that takes a processor for a moment then holds up all threads, each time: on a busy machine
+Swin2SR took several times as long. Pieces also stay in the cache of the processor that works on them.
 """
 
 from __future__ import annotations
