@@ -83,7 +83,8 @@ class Compact(nn.Module):
         for first, second in self._blocks():
             deep = second(first(deep, silu=True), add=deep)  # (n, width, h, w)
         features = self.fuse(deep, silu=True) + shallow  # (n, width, h, w)
-        return F.pixel_shuffle(self.tail(features, add=self.skip(x)), self.config.scale)
+        made = self.tail(features, add=self.skip(x))  # (n, 3 * scale ** 2, h, w)
+        return F.pixel_shuffle(made if torch.is_grad_enabled() else _near(made, *_limits(x)), self.config.scale)
 
     def _blocks(self) -> list[tuple[Conv, Conv]]:
         """The convolutions of the body, two by two."""
@@ -105,6 +106,7 @@ class Compact(nn.Module):
         rows = max(4, BAND_PIXELS // width)
         starts = [0, *range(rows + self.config.receptive_field, height, rows)]
         done = 0
+        low, high = _limits(x)
         for top, bottom in zip(starts, [*starts[1:], height], strict=True):
             last = bottom == height
             band = self.head.within(_window(x, top - 1, bottom + 1))  # (1, width, rows, w)
@@ -120,6 +122,7 @@ class Compact(nn.Module):
             band = above_tail.join(band, last)
             end = done + band.shape[2] - 2
             band = self.tail.within(band, add=self.skip.within(_window(x, done - 2, end + 2)))
+            band = _near(band, low[:, :, done:end], high[:, :, done:end])
             out[:, :, scale * done : scale * end] = F.pixel_shuffle(band, scale)
             done = end
         return out
@@ -137,6 +140,25 @@ class _Above:
         joined = _joined(*parts, above=self.rows is None, below=last)
         self.rows = joined[:, :, -2:].clone()  # a view would keep the whole band in memory
         return joined
+
+
+def _limits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What results may lie between: the range of the 5x5 pixels around each, (n, 3, h, w), widened by its width.
+
+    Photos hold few strong flat colours, and a network that has not seen one may make another of it. Where the input is
+    flat the result is, and sharpening keeps the room that it needs.
+    """
+    high = F.max_pool2d(x, 5, 1, 2)
+    low = -F.max_pool2d(-x, 5, 1, 2)
+    room = (high - low) + 0.5 / 255
+    return low - room, high + room
+
+
+def _near(made: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(n, 3 * scale ** 2, h, w) held between limits (n, 3, h, w); NaN stays, and infinity becomes NaN to be seen."""
+    made = made + (made - made)
+    count = made.shape[1] // 3
+    return made.clamp(low.repeat_interleave(count, 1), high.repeat_interleave(count, 1))
 
 
 def _window(x: Tensor, top: int, bottom: int) -> Tensor:
