@@ -81,9 +81,9 @@ bench: $(VENV)/.dev ## every benchmark in turn, or BENCH="photo memory", to benc
 quality: $(VENV)/.dev ## PSNR and SSIM, on pictures in SETS=folder with Set5, Set14, Kodak24
 	$(BIN)/python -m bench.quality --sets "$(SETS)"
 
-train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folder of photos for HOURS=0.1, into runs/
+train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folder for HOURS=0.1, from START=, with TEACHER=, into runs/
 	$(BIN)/python -m training.train $(MODEL) --data "$(DATA)" --run runs/$(MODEL) --hours $(HOURS) \
-	  --export runs/$(MODEL)/export $(if $(START),--start "$(START)")
+	  --export runs/$(MODEL)/export $(if $(START),--start "$(START)") $(if $(TEACHER),--teacher "$(TEACHER)")
 
 fuzz: $(VENV)/.dev ## ten minutes of coverage-guided fuzzing of the decoders
 	$(PIP) -e '.[fuzz]'

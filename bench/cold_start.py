@@ -172,7 +172,7 @@ def main() -> None:
     variants = [
         Variant("naive, Swin2SR", "bench.naive_handler.handler", {"CHECKPOINT": weights}),
         Variant("ours, Swin2SR", "handler.api.handler", {**OURS, "MODEL": weights, "WARM_MODEL": weights}),
-        Variant("ours, compact-x2", "handler.api.handler", OURS),
+        Variant("ours, embedded", "handler.api.handler", OURS),
     ]
     event = request(arguments.pixels)
     print(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs, {arguments.pixels:,} pixels")

@@ -39,17 +39,6 @@ def bicubic(pixels: Tensor, height: int, width: int) -> Tensor:
     return values.round().clamp(0, 255).byte()
 
 
-def halve(pixels: Tensor) -> Tensor:
-    """(h, w, 3) uint8 to (h // 2, w // 2, 3) uint8: MATLAB's imresize by 1/2; odd sides are cut."""
-    taps = _cubic(0.5 * (torch.arange(8) - 3.5)) / 2
-    even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
-    x = even.permute(2, 0, 1)[:, None].float()  # (3, 1, h, w)
-    x = torch.cat([x[:, :, :3].flip(2), x, x[:, :, -3:].flip(2)], 2)
-    x = torch.cat([x[..., :3].flip(3), x, x[..., -3:].flip(3)], 3)
-    x = F.conv2d(F.conv2d(x, taps.view(1, 1, 8, 1), stride=(2, 1)), taps.view(1, 1, 1, 8), stride=(1, 2))
-    return x[:, 0].round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
-
-
 def luma(pixels: Tensor) -> Tensor:
     """(..., 3) RGB from 0 to 255, to Y of ITU-R BT.601 from 16 to 235, as MATLAB's rgb2ycbcr gives it, unrounded."""
     return (pixels * torch.tensor([65.481, 128.553, 24.966]) / 255).sum(-1) + 16

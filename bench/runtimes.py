@@ -58,10 +58,10 @@ class Turns:
 def ours(checkpoint: Path, threads: int) -> Run:
     import torch
 
-    from core import engine
+    from core import allocator, engine
 
     torch.set_num_threads(threads)
-    engine.keep_freed_memory()
+    allocator.keep_freed()
     net = engine.build(models.spec_of(str(checkpoint)), checkpoint)
 
     def run(x: Picture) -> Picture:

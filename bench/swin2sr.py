@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import engine, models
+from core import allocator, engine, models
 
 
 def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from transformers import Swin2SRForImageSuperResolution
 
-    engine.keep_freed_memory()
+    allocator.keep_freed()
     spec = models.spec_of(str(arguments.checkpoint))
     theirs = Swin2SRForImageSuperResolution.from_pretrained(arguments.checkpoint)
     theirs.train(False)

@@ -29,7 +29,6 @@ from core.options import FORMATS
 #: Formats that store frames with times, and those that store pages.
 ANIMATED, PAGED = frozenset({"png", "webp", "avif"}), frozenset({"tiff"})
 _DEEP = frozenset({"png", "tiff"})
-_USUAL_QUALITY = 95
 #: Pixels of a frame; libwebp takes 30 bytes for each when it codes without loss.
 _MAX_LOSSLESS_WEBP = 20_000_000
 
@@ -124,7 +123,7 @@ def _fitted(picture: Picture, format: str, quality: int | None) -> tuple[Picture
         pixels = np.repeat(pixels, 3, axis=2)
     if format == "webp" and quality is None and picture.lossless and _pixels(picture) > _MAX_LOSSLESS_WEBP:
         size = f"{_MAX_LOSSLESS_WEBP / 1e6:g} megapixels"
-        notes.append(f"over {size}, webp is written with quality {_USUAL_QUALITY}: choose png to lose nothing")
+        notes.append(f"over {size}, webp is written with quality {jpeg.USUAL_QUALITY}: choose png to lose nothing")
     meta, lost = _carried(meta, format)
     if lost:
         notes.append(f"{format} has no place for {', '.join(lost)}")
@@ -180,11 +179,11 @@ def _by_pillow(
     extra: dict[str, Any] = {}
     if format == "webp":
         exact = quality is None and first.lossless and _pixels(first) <= _MAX_LOSSLESS_WEBP
-        extra = {"quality": quality or _USUAL_QUALITY, "method": 4, "exact": True}
+        extra = {"quality": quality or jpeg.USUAL_QUALITY, "method": 4, "exact": True}
         if exact:  # here the numbers mean effort: more of it takes six times as long and twice the memory for 5 %
             extra.update(lossless=True, quality=20, method=2)
     elif format == "avif":
-        extra = {"quality": quality or _USUAL_QUALITY, "subsampling": "4:4:4", "speed": 6}
+        extra = {"quality": quality or jpeg.USUAL_QUALITY, "subsampling": "4:4:4", "speed": 6}
     if meta.icc is not None:
         extra["icc_profile"] = meta.icc
     if meta.exif is not None:

@@ -6,8 +6,6 @@ ever pasted that this very tile did not compute (Real-ESRGAN #516 and #633 paste
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import models, tiling
+from core import allocator, models, tiling
 from core.compact import Compact
 from core.compact_config import CompactConfig
 from core.errors import ModelError, NonFiniteOutput, OptionsError, OutOfMemory
@@ -157,7 +155,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> t
         if key in _warm:
             return _warm[key], 0.0
         start = time.perf_counter()
-        keep_freed_memory()
+        allocator.keep_freed()
         spec = models.spec_of(name)
         if device.type == "cuda":
             from core import cuda
@@ -183,19 +181,6 @@ def load_first(chain: tuple[str, ...], device: torch.device) -> Loaded:
             continue
         return Loaded(model, name, bool(failures), "; ".join(failures), seconds)
     return Loaded(None, models.LANCZOS.name, True, "; ".join(failures), 0.0)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: handing every large tensor back to the kernel costs up to half of the time."""
-    if sys.platform != "linux":
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, 512 << 20)
-    except (OSError, AttributeError):
-        pass  # another C library: only slower
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

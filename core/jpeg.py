@@ -19,7 +19,9 @@ from core.metadata import Metadata
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC = b"ICC_PROFILE\0"
 _MOST = 65_533  # bytes in a segment
-_LEAST_QUALITY, _USUAL_QUALITY = 85, 95
+_LEAST_QUALITY = 85
+#: Where nobody asks for another, in all lossy formats.
+USUAL_QUALITY = 95
 #: Bytes of XMP that there is a place for.
 MAX_XMP = _MOST - len(_XMP)
 
@@ -37,7 +39,7 @@ def write(stream: BinaryIO, picture: Picture, quality: int | None) -> None:
     if quality is None and picture.quality is not None:
         quality, subsampling = max(_LEAST_QUALITY, picture.quality), picture.subsampling
     else:
-        quality = quality or _USUAL_QUALITY
+        quality = quality or USUAL_QUALITY
         subsampling = picture.subsampling or ("4:4:4" if quality >= 90 else "4:2:0")
     grey = picture.pixels.shape[2] == 1
     samples = np.ascontiguousarray(picture.pixels[:, :, 0] if grey else picture.pixels)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import math
 import time
@@ -23,13 +22,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.metrics import luma
+from bench.metrics import psnr_y
+from bench.quality import encoded, pixels
 from core.compact import Compact
 from core.compact_config import CompactConfig
 from training.degrade import MARGIN, Degrade
@@ -238,14 +236,10 @@ def validate(net: Compact, photos: list[Tensor], device: torch.device, quality: 
     net, scale, values = net.to(device), net.config.scale, []
     for photo in photos:
         large = photo[: len(photo) // scale * scale, : photo.shape[1] // scale * scale]
-        small = reduce(large, scale)
-        if quality is not None:
-            Image.fromarray(small.numpy()).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-            small = torch.from_numpy(np.array(Image.open(buffer)))
+        small = pixels(encoded(reduce(large, scale), quality))
         x = (small.permute(2, 0, 1)[None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
-        made = net(x).clamp(0, 1)[0].permute(1, 2, 0).cpu()
-        error = (luma((made * 255).round()) - luma(large.float()))[scale:-scale, scale:-scale]
-        values.append(10 * math.log10(255**2 / float(error.square().mean())))
+        made = (net(x).clamp(0, 1)[0].permute(1, 2, 0) * 255).round().byte().cpu()
+        values.append(psnr_y(made, large, shave=scale))
     return sum(values) / len(values)
 
 
