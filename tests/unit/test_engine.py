@@ -31,6 +31,7 @@ LIGHTWEIGHT = SHARED / "models/swin2SR-lightweight-x2-64"
 needs_checkpoint = pytest.mark.skipif(not LIGHTWEIGHT.is_dir(), reason="needs ../shared/models, which is not here")
 
 #: A Swin2SR that is small enough to be tiled exactly many times: two stages of two layers.
+EMBEDDED = sorted(name for name, spec in models.MODELS.items() if spec.kind == "compact")
 SMALL_SWIN2SR: dict[str, Any] = {
     "model_type": "swin2sr",
     "embed_dim": 24,
@@ -49,10 +50,7 @@ SMALL_SWIN2SR: dict[str, Any] = {
 def _no_warm_model() -> Iterator[None]:
     """Each test starts cold: a model keeps what it learned about memory."""
     engine._warm.clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # pictures this small only wait for each other's threads
     yield
-    torch.set_num_threads(threads)
     engine._warm.clear()
 
 
@@ -73,12 +71,15 @@ def small_swin2sr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_compact() -> engine.Model:
-    """A network like the embedded one, with random weights, that takes milliseconds."""
+def small_compact() -> Iterator[engine.Model]:
+    """A network like the embedded one, with random weights, that takes milliseconds on one thread."""
     config = CompactConfig(scale=2, width=8, blocks=2)
     torch.manual_seed(0)
     net = Compact(config).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return engine.Model(models._spec("small", "", config, ""), net, CPU, torch.float32, 1 << 20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would only wait for each other
+    yield engine.Model(models._spec("small", "", config, ""), net, CPU, torch.float32, 1 << 20)
+    torch.set_num_threads(threads)
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
@@ -98,13 +99,21 @@ def test_compact_tiles_equal_the_whole(size: tuple[int, int], dtype: torch.dtype
     if dtype == torch.bfloat16:
         pixels = pixels[:70, :90]  # slow where bf16 is emulated
     whole = run(model, pixels, 4096)
-    for tile in (64, 128):
+    for tile in (48, 64, 128, 256):
         assert np.array_equal(run(model, pixels, tile), whole), tile
 
 
-def test_two_passes_of_tiles_equal_the_whole(small_compact: engine.Model) -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_embedded_network_in_tiles_equals_the_whole(name: str) -> None:
+    model, _ = engine.load(name, CPU, torch.float32)
+    pixels = noise(65, 129)
+    assert np.array_equal(run(model, pixels, 48), run(model, pixels, 4096))
+
+
+def test_two_passes_of_tiles_equal_the_whole() -> None:
+    model, _ = engine.load("compact-x2", CPU)
     pixels = noise(90, 75)
-    assert np.array_equal(run(small_compact, pixels, 32, passes=2), run(small_compact, pixels, 4096, passes=2))
+    assert np.array_equal(run(model, pixels, 48, passes=2), run(model, pixels, 4096, passes=2))
 
 
 @pytest.mark.parametrize("size", [(233, 197), (1, 1), (3, 300), (65, 129)])
@@ -129,8 +138,8 @@ def test_swin2sr_with_too_little_halo_is_not_equal(small_swin2sr: Path) -> None:
 def test_the_real_checkpoint_in_tiles() -> None:
     """Exact is equal; the default halo of 16 measures at least 70 dB on a photo."""
     model, _ = engine.load(str(LIGHTWEIGHT), CPU, torch.float32)
-    photo = core.image.decode(SHARED / "bench/Set5/butterfly.png").pixels[64:128, :]
-    photo = np.concatenate([photo, photo[:, ::-1]], axis=1)[:, :320]  # wider than a tile and its halo of 104
+    photo = core.image.decode(SHARED / "bench/Set5/butterfly.png").pixels[:128, :]
+    photo = np.concatenate([photo, photo[:, ::-1]], axis=1)  # wider than a tile and its halo of 104
     whole = run(model, photo, 4096)
     assert np.array_equal(run(model, photo, 48), whole)
     fast = run(model, photo, 64, exact=False)
@@ -138,7 +147,7 @@ def test_the_real_checkpoint_in_tiles() -> None:
     assert 10 * np.log10(1 / error) >= 70
 
 
-@pytest.mark.parametrize("name", sorted(name for name, spec in models.MODELS.items() if spec.kind == "compact"))
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_declared_receptive_field_by_gradient_support(name: str) -> None:
     """What a pixel's gradient reaches is exactly what is declared: not a pixel more, and not less."""
     spec = models.MODELS[name]
@@ -251,7 +260,7 @@ def test_an_error_that_is_not_about_memory_is_not_swallowed(small_compact: engin
 
 
 def test_concurrent_calls_load_once_and_agree() -> None:
-    pixels = noise(20, 20)
+    pixels = noise(60, 60)
 
     def call(_: int) -> tuple[float, Rows]:
         model, seconds = engine.load("compact-x2", CPU, torch.float32)
