@@ -27,10 +27,12 @@ def _resize_axis(values: Tensor, dim: int, out: int) -> Tensor:
     weights = _cubic((taps - centre[:, None]) * stretch)
     weights /= weights.sum(1, keepdim=True)
     taps = taps.remainder(2 * length)
-    matrix = torch.zeros(out, length, dtype=torch.float64)
-    matrix.scatter_add_(1, torch.where(taps < length, taps, 2 * length - 1 - taps), weights)
-    moved = values.movedim(dim, -1)
-    return (moved @ matrix.to(values).T).movedim(-1, dim)
+    taps = torch.where(taps < length, taps, 2 * length - 1 - taps).to(values.device)
+    shape = [-1 if axis == dim else 1 for axis in range(values.ndim)]
+    made = values.new_zeros([out if axis == dim else side for axis, side in enumerate(values.shape)])
+    for tap, weight in zip(taps.T, weights.T.to(values), strict=True):  # a matrix would be nearly all zeros
+        made.addcmul_(values.index_select(dim, tap), weight.view(shape))
+    return made
 
 
 def bicubic(pixels: Tensor, height: int, width: int) -> Tensor:

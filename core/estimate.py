@@ -9,7 +9,6 @@ frame equals the one before.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from pathlib import Path
@@ -144,7 +143,7 @@ def estimate(
         seconds, tiles = passes * sum(regions) * models.operations(spec, job) / rate, passes * len(plan)
         strip = max(tile.rows.size for tile in plan) * width * job.scale**2 * 3 * 4  # bytes
         bands = _BANDS_BYTES if spec.kind == "compact" else 0.0
-        working = bands + 2 * strip + max(regions) * _tile_bytes(spec) * spec.scale ** (2 * (job.passes - 1))
+        working = bands + 2 * strip + max(regions) * spec.tile_bytes * spec.scale ** (2 * (job.passes - 1))
     encode_seconds, encode_bytes = _ENCODING[format][picture.alpha]
     seconds += _DECODE_SECONDS * in_pixels + encode_seconds * out_pixels
     held = (in_pixels + out_pixels) * (4 if picture.alpha else 3) * (2 if picture.bits > 8 else 1)
@@ -167,15 +166,6 @@ def estimate(
         device=device,
         measured=measured,
     )
-
-
-def _tile_bytes(spec: ModelSpec) -> float:
-    """What a tile takes for each of its pixels, in fp32; a fit to measurements of five networks.
-
-    Activations grow with the channels, operations with their square; at the end Swin2SR has 64 channels of result.
-    Compact goes in bands, so that only picture and result are whole: see `_BANDS_BYTES`.
-    """
-    return 12 + 24 * spec.scale**2 if spec.kind == "compact" else math.sqrt(spec.operations) + 800 * spec.scale**2
 
 
 def _multiplies_bf16(device: str) -> bool:
