@@ -37,17 +37,17 @@ def resize_rows(strips: Iterable[Rows], height: int, width: int, out_height: int
     for strip in strips:
         held = strip if held is None else np.concatenate([held, strip])
         received += len(strip)
+        del strip  # else it is held while the next is made
         ready = out_height if received >= height else math.floor((received - support) / ratio)
         if ready <= done:
             continue
         box = (0, done * ratio - first, width, min(ready * ratio - first, len(held)))
-        layers = [
-            np.asarray(
-                Image.fromarray(held[:, :, channel]).resize((out_width, ready - done), Image.Resampling.LANCZOS, box)
-            )
-            for channel in range(held.shape[2])
-        ]
-        yield np.stack(layers, axis=-1)
+        rows = np.empty((ready - done, out_width, held.shape[2]), np.float32)
+        for channel in range(held.shape[2]):
+            layer = Image.fromarray(held[:, :, channel])
+            rows[:, :, channel] = np.asarray(layer.resize((out_width, ready - done), Image.Resampling.LANCZOS, box))
         done = ready
         keep = max(0, math.floor(done * ratio - support) - first)
-        held, first = held[keep:], first + keep
+        held, first = held[keep:].copy(), first + keep  # a view would keep all of it
+        yield rows
+        del rows

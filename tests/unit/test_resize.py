@@ -1,12 +1,15 @@
 """Lanczos by strips equals Lanczos of the whole picture."""
 
+import tracemalloc
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.resize import resize_rows
+from core.resize import Rows, resize_rows
 
 
 @settings(deadline=None, max_examples=60)
@@ -44,6 +47,22 @@ def test_rows_come_out_before_the_last_comes_in() -> None:
     for rows in resize_rows(strips(), 1000, 4, 700, 3):  # type: ignore[arg-type]
         given_rows += len(rows)
     assert given_rows == 700
+
+
+def test_memory_is_that_of_few_strips() -> None:
+    """One strip of input, as much of output, and what the support needs beyond; whatever the height."""
+    strip = 200 * 1000 * 3 * 4  # bytes
+
+    def strips() -> Iterator[Rows]:
+        for _ in range(20):
+            yield np.zeros((200, 1000, 3), np.float32)
+
+    tracemalloc.start()
+    for rows in resize_rows(strips(), 4000, 1000, 3600, 900):
+        del rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * strip
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
