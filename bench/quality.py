@@ -2,6 +2,7 @@
 
 PSNR and SSIM on Y against the true picture, borders shaved, inputs made by MATLAB-style antialiased bicubic. The whole
 path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. Prints Markdown.
+Not LPIPS or DISTS: their packages hold the last layers only, and download the network below them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor
 
 import core
 from bench.metrics import bicubic, psnr_y, ssim_y
+from bench.runtimes import CHECKPOINT
+from core import models
 
 Upscaler = Callable[[bytes, int, int], Tensor]
 
@@ -103,11 +106,20 @@ def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int) -> Image.
     return Image.fromarray(torch.cat(sheet).numpy())
 
 
+def usual(scale: int) -> list[str]:
+    """The embedded models of this scale, and Swin2SR where its checkpoint is."""
+    found = [name for name in (f"compact-x{scale}", f"photo-x{scale}") if name in models.MODELS]
+    if scale == 2 and CHECKPOINT.is_dir():
+        return [*found, str(CHECKPOINT)]
+    print(f"Without Swin2SR: it is x2, and {'that is not asked for' if scale != 2 else f'{CHECKPOINT} is not here'}.\n")
+    return found
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="PSNR and SSIM of the models.")
     parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, Set14, Kodak24")
-    parser.add_argument("--models", nargs="*", default=["compact-x2", "photo-x2"], help="names, hub ids or directories")
+    parser.add_argument("--models", nargs="*", help="names, hub ids or directories (the embedded ones, and Swin2SR)")
     parser.add_argument("--only", nargs="*", default=["Set5", "Set14", "Kodak24"], help="of these sets")
     parser.add_argument("--jpeg", nargs="*", type=int, default=[90, 75, 50], help="qualities for Kodak24")
     parser.add_argument("--scale", type=int, default=2)
@@ -117,8 +129,8 @@ def main() -> None:
     if "Kodak24" in arguments.only:
         columns += [("Kodak24", quality) for quality in arguments.jpeg]
     rows: dict[str, Upscaler] = {"bicubic": by_bicubic, "Lanczos": by_lanczos}
-    rows |= {name: by_model(name) for name in arguments.models}
-    print("| x2 | " + " | ".join(name + (f" JPEG {q}" if q else "") for name, q in columns) + " |")
+    rows |= {name: by_model(name) for name in arguments.models or usual(arguments.scale)}
+    print(f"| x{arguments.scale} | " + " | ".join(name + (f" JPEG {q}" if q else "") for name, q in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for label, run in rows.items():
         cells = []
