@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Swin2SR(nn.Module):
         # On a GPU, chunks would only be more launches.
         tables = window_tables(n, h, w, window, _chunk(config) if x.is_cpu else n * h * w // window**2, x.device)
         x = x.float()
-        mean = torch.tensor(_MEAN, device=x.device).view(1, 3, 1, 1)
+        mean = _mean(x.device)  # (1, 3, 1, 1)
         y = ((x - mean) * config.img_range).to(self.first.weight.dtype)
         shallow = self.first(y.contiguous(memory_format=torch.channels_last))  # (n, C, h, w)
         y = _picture(self.norm_embed(_tokens(self.embed(shallow))), shallow)
@@ -109,6 +110,12 @@ class Swin2SR(nn.Module):
         # bf16 is too coarse for the sum of detail and mean, so that is fp32.
         result: Tensor = self.last(y).float() / config.img_range + mean
         return result
+
+
+@lru_cache(maxsize=4)  # a new one for each tile would make a card wait for the processor
+@torch.inference_mode(False)  # else one kept from a call in inference mode would fail one that wants gradients
+def _mean(device: torch.device) -> Tensor:
+    return torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
 
 
 def _upsampler(take: _Take, config: Swin2SRConfig) -> tuple[nn.Sequential, nn.Sequential]:
