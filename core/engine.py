@@ -26,6 +26,8 @@ from core.models import Job, ModelSpec, operations
 from core.resize import Rows
 
 Progress = Callable[[int, int], None]
+#: Row and column in the result, and what belongs there: (rows, columns, 3).
+Part = tuple[int, int, Rows]
 
 #: Input pixels from which a picture tells how fast this machine is; below, starting up is most of the time.
 _TELLING_PIXELS = 60_000
@@ -192,7 +194,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | None = None) -> Iterator[Rows]:
+def upscale_parts(model: Model, pixels: Pixels, job: Job, progress: Progress | None = None) -> Iterator[Part]:
     """Run a model over a picture, from top to bottom.
 
     Args:
@@ -202,34 +204,55 @@ def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | 
         progress: called with tiles done and tiles in all; what it raises stops the work.
 
     Yields:
-        (rows, width * job.scale, 3) float32 in [0, 1], `height * job.scale` rows in all.
+        Row and column in the result, and (rows, columns, 3) float32 in [0, 1] that belongs there. All parts together
+        are the result of (height * job.scale, width * job.scale, 3), each of its pixels once.
 
     Raises:
         NonFiniteOutput: a tile is not finite in fp32 either.
         OutOfMemory: a tile of the smallest size does not fit on the CPU.
     """
+    return _run(model, pixels, job, _plan(model, pixels, job), progress)
+
+
+def upscale_strips(model: Model, pixels: Pixels, job: Job, progress: Progress | None = None) -> Iterator[Rows]:
+    """The same in strips as wide as the result: (rows, width * job.scale, 3), one for each row of tiles."""
+    plan = _plan(model, pixels, job)
+    rows, missing, width = iter(plan), 0, pixels.shape[1] * job.scale
+    for y, x, values in _run(model, pixels, job, plan, progress):
+        if not missing:
+            span = next(rows)[0].rows
+            top, missing = span.start * job.scale, (span.stop - span.start) * job.scale * width
+            strip = np.full((missing // width, width, 3), np.nan, np.float32)
+        strip[y - top : y - top + len(values), x : x + values.shape[1]] = values
+        missing -= len(values) * values.shape[1]
+        if not missing:
+            yield strip
+            del strip  # else it is held beside the next
+
+
+def _plan(model: Model, pixels: Pixels, job: Job) -> list[list[tiling.Tile]]:
     height, width = pixels.shape[:2]
-    rows = tiling.plan(height, width, min(job.tile, model.side - 2 * job.halo), job.halo, model.spec.window)
-    total, done = sum(map(len, rows)), 0
+    return tiling.plan(height, width, min(job.tile, model.side - 2 * job.halo), job.halo, model.spec.window)
+
+
+def _run(
+    model: Model, pixels: Pixels, job: Job, plan: list[list[tiling.Tile]], progress: Progress | None
+) -> Iterator[Part]:
+    tiles = [tile for row in plan for tile in row]
     if progress:
-        progress(0, total)
+        progress(0, len(tiles))
     computed, busy = 0, 0.0
-    made = _infer_all(model, pixels, job, [tile for row in rows for tile in row])
-    for row in rows:
-        top, bottom = row[0].rows.start, row[0].rows.stop
-        strip = np.full(((bottom - top) * job.scale, width * job.scale, 3), np.nan, np.float32)
-        for tile in row:
-            start = time.perf_counter()
-            for part, values in next(made):
-                y, x = (part.rows.start - top) * job.scale, part.columns.start * job.scale
-                strip[y : y + values.shape[0], x : x + values.shape[1]] = values
+    made = _infer_all(model, pixels, job, tiles)
+    for done, tile in enumerate(tiles, 1):
+        start = time.perf_counter()
+        for part, values in next(made):
             busy += time.perf_counter() - start
-            computed += tile.rows.size * tile.columns.size
-            done += 1
-            if progress:
-                progress(done, total)
-        yield strip
-        del strip  # else it is held beside the next
+            yield part.rows.start * job.scale, part.columns.start * job.scale, values
+            start = time.perf_counter()
+        busy += time.perf_counter() - start
+        computed += tile.rows.size * tile.columns.size
+        if progress:
+            progress(done, len(tiles))
     if computed >= _TELLING_PIXELS:
         rate = computed * operations(model.spec, job) / busy
         learn_rate(model.spec, model.device.type, rate, deep=pixels.dtype.itemsize > 1)
@@ -372,7 +395,7 @@ def measure_rate(model: Model) -> float:
     best = float("inf")
     for _ in range(3):  # the first also compiles kernels and fills caches
         start = time.perf_counter()
-        for _ in upscale_strips(model, pixels, job):
+        for _ in upscale_parts(model, pixels, job):
             pass
         best = min(best, time.perf_counter() - start)
     return side * side * operations(model.spec, job) / best

@@ -141,7 +141,8 @@ def estimate(
         plan = [tile for row in tiling.plan(height, width, job.tile, job.halo, spec.window) for tile in row]
         regions = [tile.rows.size * tile.columns.size for tile in plan]
         seconds, tiles = passes * sum(regions) * models.operations(spec, job) / rate, passes * len(plan)
-        strip = max(tile.rows.size for tile in plan) * width * job.scale**2 * 3 * 4  # bytes
+        resampled = (out_width, out_height) != (width * job.scale, height * job.scale)
+        strip = resampled * max(tile.rows.size for tile in plan) * width * job.scale**2 * 3 * 4  # bytes
         bands = _BANDS_BYTES if spec.kind == "compact" else 0.0
         working = bands + 2 * strip + max(regions) * spec.tile_bytes * spec.scale ** (2 * (job.passes - 1))
     encode_seconds, encode_bytes = _ENCODING[format][picture.alpha]

@@ -23,7 +23,7 @@ from core.options import MAX_SCALE, Limits, Options, Result
 from core.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
-    from core.engine import Loaded
+    from core.engine import Loaded, Part
 
 Progress = Callable[[int, int], None]
 
@@ -207,31 +207,44 @@ def _upscale(
 def _upscale_pixels(
     pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
 ) -> Pixels:
-    """(h, w, 1 or 3) to (out_height, out_width, 1 or 3); one strip in float is held beside the two pictures."""
+    """(h, w, 1 or 3) to (out_height, out_width, 1 or 3); only a tile, or a strip, is held in float beside the two."""
+    out = np.empty((out_height, out_width, pixels.shape[2]), pixels.dtype)
+    top = float(np.iinfo(pixels.dtype).max)
+    for y, x, values in _parts(pixels, out_height, out_width, options, loaded, progress):
+        if values.shape[2] != out.shape[2]:
+            values = values.mean(axis=2, keepdims=True)
+        values = np.multiply(values, top)
+        place = out[y : y + len(values), x : x + values.shape[1]]
+        place[:] = np.clip(np.rint(values, out=values), 0, top, out=values)
+        del values  # else it is held while the next is made
+    return out
+
+
+def _parts(
+    pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
+) -> Iterator[Part]:
+    """The result in parts as they get ready; a network's own as they are, but resampled ones in strips."""
     from core import engine
 
     height, width = pixels.shape[:2]
     strips: Iterator[Rows]
     if loaded.model is None:
-        strips, tall, wide = _lanczos_strips(pixels, progress), height, width
+        strips = _lanczos_strips(pixels, progress)
     else:
         wanted = max(out_height / height, out_width / width)
         job = models.make_job(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
+        height, width = height * job.scale, width * job.scale
+        if (height, width) == (out_height, out_width):
+            yield from engine.upscale_parts(loaded.model, pixels, job, progress)
+            return
         strips = engine.upscale_strips(loaded.model, pixels, job, progress)
-        tall, wide = height * job.scale, width * job.scale
-    channels = pixels.shape[2]
-    if channels == 1:
+    if pixels.shape[2] == 1:
         strips = (strip.mean(axis=2, keepdims=True) for strip in strips)
-    if (tall, wide) != (out_height, out_width):
-        strips = resize_rows(strips, tall, wide, out_height, out_width)
-    out = np.empty((out_height, out_width, channels), pixels.dtype)
-    top, row = float(np.iinfo(pixels.dtype).max), 0
-    for strip in strips:
-        strip *= top
-        out[row : row + len(strip)] = np.clip(np.rint(strip, out=strip), 0, top, out=strip)
-        row += len(strip)
-        del strip  # else it is held while the next is made
-    return out
+    y = 0
+    for rows in resize_rows(strips, height, width, out_height, out_width):
+        yield y, 0, rows
+        y += len(rows)
+        del rows
 
 
 def _lanczos_strips(pixels: Pixels, progress: Progress) -> Iterator[Rows]:
