@@ -178,7 +178,7 @@ def embedded(wanted: float, format: str) -> str:
     """The embedded model for pictures of a format (one of `READ_FORMATS`) that shall become `wanted` times as large.
 
     Networks that saw only clean pictures sharpen JPEG's blocks along with the rest; the photo networks did not do so
-    on any quality from 50 to 90, and lose 0.2 dB on clean pictures (`make quality`). Beyond 4, three times by three
+    on any quality from 50 to 90, and lose 0.3 dB on clean pictures (`make quality`). Beyond 4, three times by three
     measured as good as two by two by two, and takes less time.
     """
     if format == "jpeg":
