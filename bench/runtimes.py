@@ -225,9 +225,8 @@ def main() -> None:
                     cells = (network, text, name, f"{turns.load:.1f}", f"{count * run:.2f}", f"{run / own:.2f}")
                     print("| " + " | ".join((*cells, agreement)) + " |", flush=True)
                 for name in PACKAGES.keys() - found.keys():
-                    print(
-                        f"| {network} | {text} | {name} | not installed (pip install -e '.[bench]') or not exported | | | |"
-                    )
+                    why = "not installed (pip install -e '.[bench]'), or the export failed"
+                    print(f"| {network} | {text} | {name} | {why} | | | |")
 
 
 if __name__ == "__main__":
