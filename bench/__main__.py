@@ -19,11 +19,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.runtimes import CHECKPOINT
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results.md")
-SHARED = ROOT / "../shared"
-CHECKPOINT = SHARED / "models/swin2SR-lightweight-x2-64"
-SETS = SHARED / "bench"
+SETS = ROOT / "../shared/bench"
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.runtimes import CHECKPOINT
 from bench.service import picture
 from tests.e2e.emulator import EVENTS, ROOT, family, function
 
 MIB = 1024 * 1024
-CHECKPOINT = ROOT / "../shared/models/swin2SR-lightweight-x2-64"
 #: Allowed to run whatever is asked for, in the call itself.
 OURS = {"BUCKET": "bench", "INLINE_SECONDS": "900", "LAMBDA_SECONDS": "900", "LAMBDA_MEMORY_MB": "10240"}
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bench.metrics import bicubic
+from bench.photo import SAMPLE
 from bench.quality import by_bicubic, by_model, encoded, pixels
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def noisy(small: Tensor) -> bytes:
 
 def main() -> None:
     """Write docs/failures.png."""
-    photo = pixels((ROOT / "samples" / "astronaut.jpg").read_bytes())
+    photo = pixels(SAMPLE.read_bytes())
     cases: list[tuple[str, Tensor, tuple[int, int], Callable[[Tensor], bytes]]] = [
         ("clean photo", photo, (40, 160), lambda small: encoded(small, None)),
         ("JPEG of quality 30", photo, (110, 170), lambda small: encoded(small, 30)),

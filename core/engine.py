@@ -238,6 +238,7 @@ def _plan(model: Model, pixels: Pixels, job: Job) -> list[list[tiling.Tile]]:
 def _run(
     model: Model, pixels: Pixels, job: Job, plan: list[list[tiling.Tile]], progress: Progress | None
 ) -> Iterator[Part]:
+    """The parts of all tiles of a plan, in its order; at the end the machine's rate is remembered."""
     tiles = [tile for row in plan for tile in row]
     if progress:
         progress(0, len(tiles))

@@ -62,18 +62,21 @@ _SWIN2SR_HALO = 16
 
 
 def _spec(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: str) -> ModelSpec:
+    kind: Kind
     field, scale = config.receptive_field, config.scale
     if isinstance(config, CompactConfig):
+        kind, halo, window = "compact", field, 1
         # The network goes over a tile in bands, so that only picture and result are whole: large tiles cost little.
-        tile_bytes, tile, halo, window = 12 + 24 * scale**2, 2048 // scale, field, 1
+        tile_bytes, tile = 12 + 24 * scale**2, 2048 // scale
     else:
+        kind, halo, window = "swin2sr", _SWIN2SR_HALO, config.window
         # Fits to measurements of five networks: activations, and the wide ones behind most upsamplers.
         wide = config.upsampler != "pixelshuffledirect"
-        tile_bytes, halo, window = 50 * config.embed_dim + 400 * scale**2 * wide, _SWIN2SR_HALO, config.window
+        tile_bytes = 50 * config.embed_dim + 400 * scale**2 * wide
         tile = max(64, math.isqrt(_TILE_BYTES // tile_bytes) - 2 * halo) // window * window
     return ModelSpec(
         name=name,
-        kind="compact" if isinstance(config, CompactConfig) else "swin2sr",
+        kind=kind,
         source=source,
         scale=scale,
         window=window,

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         default=None,
         ge=16,
         le=8192,
-        description="pixels of a side of a tile of the input, overlap included; empty: chosen",
+        description="pixels of a side of a tile of the input, overlap not included; empty: chosen",
     )
     tile_overlap: int | None = Field(
         default=None, ge=0, le=1024, description="pixels of context around a tile (its halo); empty: chosen"

@@ -30,8 +30,8 @@ SHARED = Path(__file__).parents[2] / "../shared"
 LIGHTWEIGHT = SHARED / "models/swin2SR-lightweight-x2-64"
 needs_checkpoint = pytest.mark.skipif(not LIGHTWEIGHT.is_dir(), reason="needs ../shared/models, which is not here")
 
-#: A Swin2SR that is small enough to be tiled exactly many times: two stages of two layers.
 EMBEDDED = sorted(name for name, spec in models.MODELS.items() if spec.kind == "compact")
+#: A Swin2SR that is small enough to be tiled exactly many times: two stages of two layers.
 SMALL_SWIN2SR: dict[str, Any] = {
     "model_type": "swin2sr",
     "embed_dim": 24,
