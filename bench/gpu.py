@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import cuda, engine, models
-from core.swin2sr import Swin2SR
-from core.swin2sr_config import Swin2SRConfig
+from core import models
+from core.engine import batches as cuda
+from core.engine import run as engine
+from core.networks.swin2sr import Swin2SR
+from core.networks.swin2sr_config import Swin2SRConfig
 
 #: No part begins later than this.
 SECONDS = 190.0

@@ -65,7 +65,7 @@ def network_share(source: Path, target: Path, model: str) -> tuple[float, float]
     import torch
 
     import core
-    from core import engine
+    from core.engine import run as engine
 
     loaded, _ = engine.load(model, torch.device("cpu"))
     inside = started = 0.0

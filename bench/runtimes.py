@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core import models, tiling
+from core import models
+from core.engine import tiling
 
 Picture = NDArray[np.float32]  # (1, 3, h, w)
 Run = Callable[[Picture], Picture]
@@ -59,7 +60,8 @@ class Turns:
 def ours(checkpoint: Path, threads: int) -> Run:
     import torch
 
-    from core import allocator, engine
+    from core.engine import allocator
+    from core.engine import run as engine
 
     torch.set_num_threads(threads)
     allocator.keep_freed()

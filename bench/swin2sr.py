@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import allocator, engine, models
+from core import models
+from core.engine import allocator
+from core.engine import run as engine
 
 
 def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:

@@ -8,6 +8,7 @@ Importing this package is cheap; torch is imported by the first call that runs a
 
 from __future__ import annotations
 
+from core.codecs.decode import Probe, probe
 from core.errors import (
     Cancelled,
     InputError,
@@ -20,8 +21,7 @@ from core.errors import (
     UnreadableImage,
     UpscaleError,
 )
-from core.estimate import estimate
-from core.image import Probe, probe
+from core.estimation import estimate
 from core.options import Estimate, Limits, Options, Result
 from core.pipeline import upscale
 

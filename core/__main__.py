@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import core
-from core import encode, image
+from core.codecs import decode as image
+from core.codecs import encode
 from core.models import MODELS
 from core.options import FORMATS, MAX_SCALE, Limits, Options, Result
 

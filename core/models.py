@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from core import tiling
-from core.compact_config import CompactConfig
+from core.engine import tiling
 from core.errors import ModelError
-from core.swin2sr_config import Swin2SRConfig
+from core.networks.compact_config import CompactConfig
+from core.networks.swin2sr_config import Swin2SRConfig
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

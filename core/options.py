@@ -26,7 +26,7 @@ class Options:
         exact: halo of at least the model's receptive field, so that tiles equal the untiled result.
         device: "auto", "cpu" or "cuda".
         format: one of `FORMATS`; None keeps the input's format.
-        quality: 1 to 100 for JPEG, WebP and AVIF; None chooses by the input (see `core.encode`).
+        quality: 1 to 100 for JPEG, WebP and AVIF; None chooses by the input (see `core.codecs.encode`).
         strip: leave out everything but pixels and colour profile: EXIF, XMP, IPTC, resolution, texts.
         drop_gps: leave out where the picture was taken.
         keep_size: keep the printed size: more dots an inch. Otherwise the number of dots an inch is kept.

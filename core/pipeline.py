@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from core import allocator, encode, image, metadata, models
-from core import alpha as transparency
+from core import models
+from core.codecs import decode as image
+from core.codecs import encode
+from core.codecs.decode import Picture, Pixels, Probe, Source
+from core.engine import allocator
 from core.errors import TooLarge, UnreadableImage
-from core.image import Picture, Pixels, Probe, Source
+from core.metadata import carried as metadata
 from core.options import MAX_SCALE, Limits, Options, Result
-from core.resize import Rows, resize_rows
+from core.pixels import alpha as transparency
+from core.pixels.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
-    from core.engine import Loaded, Part
+    from core.engine.run import Loaded, Part
 
 Progress = Callable[[int, int], None]
 
@@ -79,7 +83,7 @@ def _run(
     stream: BinaryIO,
     format: str,
 ) -> Result:
-    from core import engine  # torch is imported here, once a picture has been found to be one
+    from core.engine import run as engine  # torch is imported here, once a picture has been found to be one
 
     device = engine.pick_device(options.device)
     chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
@@ -164,7 +168,7 @@ def _precise(loaded: Loaded) -> Loaded:
     """The same model in fp32: bf16 has eight bits for a number, and a deep picture has more."""
     import torch
 
-    from core import engine
+    from core.engine import run as engine
 
     if loaded.model is None or loaded.model.dtype == torch.float32:
         return loaded
@@ -224,7 +228,7 @@ def _parts(
     pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
 ) -> Iterator[Part]:
     """The result in parts as they get ready; a network's own as they are, but resampled ones in strips."""
-    from core import engine
+    from core.engine import run as engine
 
     height, width = pixels.shape[:2]
     strips: Iterator[Rows]

@@ -36,7 +36,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import core
-from core import image, models
+from core import models
+from core.codecs import decode as image
 from core.options import FORMATS
 from handler import dispatch, guard, jobs, logs, options, problems, webhook, worker
 from handler.jobs import Backend, State

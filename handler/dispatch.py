@@ -11,7 +11,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import core
-from core import encode, image, models
+from core import models
+from core.codecs import decode as image
+from core.codecs import encode
 from handler.jobs import Backend, Estimate, Job
 from handler.options import limits
 from handler.settings import MIB, Settings

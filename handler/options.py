@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 import core
-from core import image, models
+from core import models
+from core.codecs import decode as image
 from core.options import FORMATS, MAX_SCALE
 from handler.settings import Settings
 from handler.storage import file_name

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import core
-from core import image
+from core.codecs import decode as image
 from handler import jobs, storage, webhook
 from handler.options import describe
 

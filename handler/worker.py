@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import core
-from core import image
+from core.codecs import decode as image
 from handler import dispatch, jobs, options, s3_models, webhook
 from handler.jobs import Backend, Job, Picture, Progress, State, WebhookState
 from handler.settings import Settings

@@ -67,7 +67,8 @@ def difference(directory: Path) -> float:
     import torch
     from transformers import Swin2SRForImageSuperResolution
 
-    from core import engine, models
+    from core import models
+    from core.engine import run as engine
 
     ours = engine.build(models.spec_of(str(directory)), directory)
     reference = Swin2SRForImageSuperResolution.from_pretrained(directory, local_files_only=True, dtype=torch.float32)

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench.metrics import bicubic
-from core import engine, models
+from core import models
+from core.engine import run as engine
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 GRID, WINDOW = 8, 48  # pixels of the input: steps between places that a patch may start at, and side for its detail

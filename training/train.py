@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from bench.metrics import psnr_y
 from bench.quality import encoded, pixels
-from core.compact import Compact
-from core.compact_config import CompactConfig
+from core.networks.compact import Compact
+from core.networks.compact_config import CompactConfig
 from training.degrade import MARGIN, Degrade
 from training.photos import SUFFIXES, Patches, read, reduce
 

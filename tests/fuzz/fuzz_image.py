@@ -30,7 +30,14 @@ with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
     )
 
     import core
-    from core import encode, heif, image, metadata, pillow, tiff  # noqa: F401
+    from core.codecs import decode as image
+    from core.codecs import (
+        encode,
+        heif,  # noqa: F401
+        pillow,  # noqa: F401
+        tiff,  # noqa: F401
+    )
+    from core.metadata import carried as metadata
 
 from tests.unit import hostile
 

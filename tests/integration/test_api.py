@@ -27,7 +27,7 @@ import uvicorn
 from PIL import Image
 
 import core
-from core import image
+from core.codecs import decode as image
 from core.options import FORMATS
 from handler import api, dispatch, guard, jobs, options, problems
 from handler.local import Workers
@@ -816,7 +816,7 @@ def test_lambda_warms_up_beside_its_start_and_gives_binary_as_base64(tmp_path: P
 import json, sys, threading, handler.api
 [thread] = [thread for thread in threading.enumerate() if thread.name == "warm"]
 thread.join()
-from core import engine
+from core.engine import run as engine
 warm = [name for name, _, _ in engine._warm]
 class Context: aws_request_id = "the-id-of-lambda"
 answers = [handler.api.handler(json.load(open(path)), Context()) for path in {[str(path) for path in events]}]

@@ -52,7 +52,7 @@ SLOW = {"tile_size": 48}
 def processes() -> ForkServerContext:
     """Makes processes that have torch already, so that each starts in no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.engine", "handler.s3_event", __name__])
+    context.set_forkserver_preload(["core.engine.run", "handler.s3_event", __name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # a fork would copy a pool of threads without its threads
         first = context.Process(target=int)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import core
-from core import image
 from core.__main__ import main
+from core.codecs import decode as image
 from tests.unit.pictures import corners, huge_png, opened, saved
 
 PILLOW = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}

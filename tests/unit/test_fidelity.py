@@ -20,8 +20,8 @@ import tifffile
 from PIL import Image, IptcImagePlugin
 
 import core
-from core import engine
-from core.image import Picture, decode, pages
+from core.codecs.decode import Picture, decode, pages
+from core.engine import run as engine
 from core.options import FORMATS
 from tests.unit import profiles
 from tests.unit.pictures import (

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import core
-from core import engine
-from core.image import decode, pages
+from core.codecs.decode import decode, pages
+from core.engine import run as engine
 from tests.unit import hostile
 from tests.unit.pictures import corners, png_chunk, saved, srgb_profile
 

@@ -16,11 +16,14 @@ import tifffile
 from PIL import Image, ImageCms, ImageDraw
 
 import core
-from core import alpha as transparency
-from core import encode, engine, image, tiff
 from core.__main__ import main
-from core.image import decode, pages
+from core.codecs import decode as image
+from core.codecs import encode, tiff
+from core.codecs.decode import decode, pages
+from core.engine import run as engine
+from core.pixels import alpha as transparency
 from tests.unit import profiles
+from tests.unit.codecs.test_decode import turned
 from tests.unit.pictures import (
     XMP,
     Array,
@@ -35,7 +38,6 @@ from tests.unit.pictures import (
     with_everything,
 )
 from tests.unit.profiles import ADOBE_RGB, DISPLAY_P3, SRGB
-from tests.unit.test_image import turned
 
 ALPHA = pytest.mark.parametrize("network", [False, True])
 

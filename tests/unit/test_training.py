@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.metrics import bicubic
-from core.compact import Compact
-from core.compact_config import CompactConfig
 from core.models import WEIGHTS, make_job, spec_of
+from core.networks.compact import Compact
+from core.networks.compact_config import CompactConfig
 from training import train
 from training.average import average
 from training.degrade import MARGIN, Degrade

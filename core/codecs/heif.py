@@ -1,0 +1,80 @@
+"""HEIC and HEIF, read through libheif; its primary picture, with the bits that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+
+from core.codecs.decode import Picture, Pixels, Probe, check_size, decoder_errors, scaled
+from core.metadata import carried as metadata
+from core.metadata.carried import Metadata
+from core.options import Limits
+from core.pixels import colour
+
+
+def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+    """The header of a HEIF, and a function that decodes its primary picture.
+
+    Raises:
+        UnreadableImage: damaged.
+        TooLarge: over a limit.
+    """
+    import pi_heif  # type: ignore[import-untyped]
+
+    pi_heif.options.THUMBNAILS = False
+    file = pi_heif.open_heif(stream, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    width, height = file.size
+    check_size(width, height, 1, limits)
+    others = len(file) - 1
+    layers = str(file.mode).split(";")[0]
+    found = Probe("heif", width, height, size, str(file.mode), 1, None, layers[-1] in "Aa", int(file.info["bit_depth"]))
+
+    def decode_pages() -> Iterator[Picture]:
+        nonlocal file
+        with decoder_errors():
+            info = file.info
+            depth = int(info["bit_depth"])
+            values = np.array(file)  # a copy: libheif frees its pixels together with the file
+            if values.shape[:2] != (height, width):
+                raise ValueError("not the pixels that its header says")
+            values = values.reshape(height, width, -1)
+            if depth > 8:  # 10 or 12 bits
+                values = scaled(values, depth)
+            picture = _picture(values, layers, info, others)
+            file = None  # its pixels would be held for as long as the picture is worked on
+        yield picture
+
+    return found, decode_pages
+
+
+def _picture(values: Pixels, layers: str, info: dict[str, object], others: int) -> Picture:
+    alpha: Pixels | None = None
+    pixels = values
+    if layers[-1] in "Aa":
+        pixels, alpha = np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
+        if layers[-1] == "a":  # colour is stored multiplied by alpha
+            top = np.iinfo(pixels.dtype).max
+            whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
+            pixels = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+    block, xmp, icc = (info.get(name) or None for name in ("exif", "xmp", "icc_profile"))
+    meta = Metadata(
+        icc=icc if isinstance(icc, bytes) else None,
+        exif=block.removeprefix(b"Exif\0\0") if isinstance(block, bytes) else None,
+        xmp=xmp if isinstance(xmp, bytes) else None,
+    )
+    meta = replace(meta, dpi=metadata.exif_dpi(meta.exif))
+    meta, notes = metadata.bounded(meta)
+    said: tuple[str, ...] = ()
+    nclx = info.get("nclx_profile")
+    if meta.icc is None and isinstance(nclx, dict):
+        profile, said = colour.profile_of_code_points(
+            int(nclx["color_primaries"]), int(nclx["transfer_characteristics"])
+        )
+        meta = replace(meta, icc=profile)
+    icc, wrong = colour.checked(meta.icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
+    if others > 0:
+        said += (f"the first of {others + 1} pictures in the file was taken",)
+    return Picture(pixels, alpha, replace(meta, icc=icc), lossless=False, notes=notes + said + wrong)

@@ -1,0 +1,1 @@
+"""Work on decoded pixels: transparency, colour, size."""
