@@ -25,6 +25,9 @@ from core.estimation import estimate
 from core.options import Estimate, Limits, Options, Result
 from core.pipeline import upscale
 
+#: The one place of the version: pyproject.toml, `--version` and the service read it here.
+__version__ = "0.2.0"
+
 __all__ = [
     "Cancelled",
     "Estimate",
@@ -41,6 +44,7 @@ __all__ = [
     "TooLarge",
     "UnreadableImage",
     "UpscaleError",
+    "__version__",
     "estimate",
     "probe",
     "upscale",

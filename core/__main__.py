@@ -1,4 +1,4 @@
-"""The command line: python -m core photo.jpg"""
+"""The command line: `upscale photo.jpg`, or `python -m core photo.jpg`."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class _UsageError(Exception):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m core", description="Upscale pictures.", epilog=_EPILOG, allow_abbrev=False
-    )
+    command = "upscale" if Path(sys.argv[0]).stem == "upscale" else "python -m core"
+    parser = argparse.ArgumentParser(prog=command, description="Upscale pictures.", epilog=_EPILOG, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {core.__version__}")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, or - for standard input")
     parser.add_argument("-o", "--output", help="file or folder to write to, or - for standard output")
     parser.add_argument("-r", "--recursive", action="store_true", help="folders: with everything below")
@@ -283,7 +283,8 @@ def _make(
     return core.upscale(source, options, output=item.target, limits=limits, progress=progress)
 
 
-def _run() -> NoReturn:
+def run() -> NoReturn:
+    """The console command: `main`, and one line instead of a stack trace whatever happens."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -303,4 +304,4 @@ def _run() -> NoReturn:
 
 
 if __name__ == "__main__":
-    _run()
+    run()

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import urljoin
@@ -227,7 +226,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
     """
     app = FastAPI(
         title="Upscaler",
-        version=_version(),
+        version=core.__version__,
         description=_DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
         redirect_slashes=False,
@@ -724,13 +723,6 @@ def _page(local: bool) -> tuple[str, str]:
         f"img-src 'self' blob: data:{bucket}; connect-src 'self'{bucket}; "
         f"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _version() -> str:
-    try:
-        return version("serverless-upscaler")
-    except PackageNotFoundError:  # in Lambda the code is copied, not installed
-        return "0"
 
 
 def _openapi(app: FastAPI, with_key: bool) -> dict[str, Any]:
