@@ -129,7 +129,8 @@ def _send_to_server(*descriptors: int) -> None:
 def _start() -> tuple[int, subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from core import sandbox; sandbox._serve({theirs.fileno()})"
+    call = f"from core.codecs import sandbox; sandbox._serve({theirs.fileno()})"
+    code = f"import sys; sys.path.insert(0, {root!r}); {call}"
     kept = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment["OPENBLAS_NUM_THREADS"] = "1"  # threads do not survive a fork
