@@ -8,7 +8,7 @@ Importing this package is cheap; torch is imported by the first call that runs a
 
 from __future__ import annotations
 
-from core.codecs.decode import Probe, probe
+from core.codecs.read import probe
 from core.errors import (
     Cancelled,
     InputError,
@@ -22,7 +22,9 @@ from core.errors import (
     UpscaleError,
 )
 from core.estimation import estimate
-from core.options import Estimate, Limits, Options, Result
+from core.limits import Limits
+from core.options import Estimate, Options, Result
+from core.picture import Probe
 from core.pipeline import upscale
 
 #: The one place of the version: pyproject.toml, `--version` and the service read it here.

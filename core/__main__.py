@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import core
-from core.codecs import decode as image
-from core.codecs import encode
+from core.codecs.read import probe
+from core.formats import FORMATS, READ_SUFFIXES, SUFFIXES, suffix_format
+from core.limits import Limits, check_output_size
 from core.models import MODELS
-from core.options import FORMATS, MAX_SCALE, Limits, Options, Result
+from core.options import MAX_SCALE, Options, Result
+from core.picture import frames_kept
 
 EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_UNREADABLE, EXIT_TOO_LARGE, EXIT_CANNOT_WRITE = range(6)
 
@@ -79,11 +81,11 @@ def _result_name(source: Path, options: Options) -> str:
     format = options.format
     if format is None:
         try:
-            format = image.probe(source).result_format
+            format = probe(source).result_format
         except core.UpscaleError:
-            format = image.suffix_format(ending)  # it will be told when its turn comes
-    if format is not None and image.suffix_format(ending) != format:
-        ending = image.SUFFIXES[format]
+            format = suffix_format(ending)  # it will be told when its turn comes
+    if format is not None and suffix_format(ending) != format:
+        ending = SUFFIXES[format]
     return source.stem + _suffix(options) + ending
 
 
@@ -137,7 +139,7 @@ def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
 def _pictures(folder: Path, recursive: bool, results: Path) -> Iterator[Path]:
     """Pictures in a folder in a stable order; never our own results, which may lie below it."""
     for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if path.suffix.lower() in image.READ_SUFFIXES and path.is_file() and not path.name.startswith("."):
+        if path.suffix.lower() in READ_SUFFIXES and path.is_file() and not path.name.startswith("."):
             if results != folder and results.resolve() in path.resolve().parents:
                 continue
             yield path
@@ -177,10 +179,10 @@ def _exit_code(error: core.UpscaleError) -> int:
 
 
 def _estimate(work: _Work, data: bytes | None, options: Options, limits: Limits) -> dict[str, Any]:
-    header = image.probe(data if data is not None else str(work.source), limits)
+    header = probe(data if data is not None else str(work.source), limits)
     found = core.estimate(header.width, header.height, options, picture=header, measure=True)
     format = options.format or header.result_format
-    image.check_output_size(format, found.width, found.height, limits, encode.frames_kept(format, header))
+    check_output_size(format, found.width, found.height, limits, frames_kept(format, header))
     return asdict(found)
 
 
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _format_of(output: str | None) -> str | None:
     """The format that an output file's name asks for."""
-    return image.suffix_format(Path(output).suffix) if output and output != "-" else None
+    return suffix_format(Path(output).suffix) if output and output != "-" else None
 
 
 def _make(

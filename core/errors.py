@@ -16,6 +16,8 @@ Each message is one line that says what to do; nothing else is ever shown to a u
 
 from __future__ import annotations
 
+import re
+
 
 class UpscaleError(Exception):
     """Base of the tree.
@@ -79,3 +81,12 @@ class Cancelled(UpscaleError):
     """The progress function asked to stop between two tiles."""
 
     code = "cancelled"
+
+
+def describe(error: BaseException) -> str:
+    """One short line of plain characters about an exception; a decoder's text may quote the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    text = re.sub(r"[^ -~]", "?", lines[0] if lines else "")[:200]
+    return text or type(error).__name__

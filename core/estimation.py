@@ -14,11 +14,10 @@ import platform
 from pathlib import Path
 
 from core import models
-from core.codecs import encode
-from core.codecs.decode import Probe
 from core.engine import tiling
 from core.models import ModelSpec
 from core.options import Estimate, Options
+from core.picture import Probe, frames_kept
 
 #: Operations a second on a machine that nothing is known of: half of what two 2024 server cores reached.
 DEFAULT_RATES = {"compact": 100e9, "swin2sr": 40e9, "lanczos": 1e9}
@@ -133,7 +132,7 @@ def estimate(
         rate = known_rate(spec, device, deep=True) or rate / slowdown
 
     format = options.format or picture.result_format
-    frames = encode.frames_kept(format, picture)
+    frames = frames_kept(format, picture)
     in_pixels, out_pixels = width * height, out_width * out_height
     passes = 2 if picture.alpha else 1  # alpha takes as many tiles as colour
     if spec.kind == "lanczos":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.errors import OptionsError
+from core.formats import FORMATS
 
-#: Output formats by their names in options, with Pillow's name.
-FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
 MAX_SCALE = 8.0
+#: Called with tiles done and tiles in all.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,32 +106,6 @@ class Options:
         """
         out_width, out_height = self.output_size(width, height)
         return max(out_width / width, out_height / height)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is refused before any work. The defaults suit a machine of one's own.
-
-    Attributes:
-        input_bytes: size of the encoded input.
-        input_pixels: width * height of the input, from its header, all frames or pages together.
-        output_pixels: width * height of the result, all frames or pages together.
-        frames: frames of an animation, or pages.
-        side: longer side of the input.
-        worker: decode in a process of its own, where a crash, a hang or a blow-up of the decoder ends only that
-            process; for pictures of strangers (Linux and macOS).
-        worker_seconds: CPU time that it may take for one picture.
-        worker_bytes: memory that it may take for one picture.
-    """
-
-    input_bytes: int = 1_000_000_000
-    input_pixels: int = 250_000_000
-    output_pixels: int = 1_000_000_000
-    frames: int = 1_000
-    side: int = 200_000
-    worker: bool = False
-    worker_seconds: int = 60
-    worker_bytes: int = 4_000_000_000
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from core import models
-from core.codecs import decode as image
-from core.codecs import encode
-from core.codecs.decode import Picture, Pixels, Probe, Source
+from core.atomic import atomic_file
+from core.codecs.base import Source
+from core.codecs.encode import encode
+from core.codecs.read import pages, probe, rewindable
 from core.engine import allocator
 from core.errors import TooLarge, UnreadableImage
-from core.metadata import carried as metadata
-from core.options import MAX_SCALE, Limits, Options, Result
-from core.pixels import alpha as transparency
+from core.formats import MEDIA_TYPES, suffix_format
+from core.limits import Limits, check_output_size
+from core.metadata.carried import for_result
+from core.options import MAX_SCALE, Options, Progress, Result
+from core.picture import Picture, Pixels, Probe, frames_kept
+from core.pixels.alpha import extend_edges, keep_flat
 from core.pixels.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
     from core.engine.run import Loaded, Part
-
-Progress = Callable[[int, int], None]
 
 _LANCZOS_ROWS = 256  # input rows at a time where no network cuts the picture into strips
 
@@ -57,18 +59,18 @@ def upscale(
         UpscaleError: one of the tree in `core.errors`; nothing is left at `output` then.
     """
     options, limits = options or Options(), limits or Limits()
-    source = image.rewindable(source, limits)
-    header = image.probe(source, limits, declared=declared)
+    source = rewindable(source, limits)
+    header = probe(source, limits, declared=declared)
     width, height = options.output_size(header.width, header.height)
-    named = None if output is None else image.suffix_format(Path(output).suffix)
+    named = None if output is None else suffix_format(Path(output).suffix)
     format = options.format or named or header.result_format
-    image.check_output_size(format, width, height, limits, encode.frames_kept(format, header))
+    check_output_size(format, width, height, limits, frames_kept(format, header))
     try:
         if output is None:
             buffer = io.BytesIO()
             result = _run(source, header, options, limits, progress, buffer, format)
             return replace(result, data=buffer.getvalue())
-        with encode.atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is told at once
+        with atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is reported at once
             return _run(source, header, options, limits, progress, stream, format)
     finally:
         allocator.give_back()
@@ -91,7 +93,7 @@ def _run(
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()
-    frames = encode.frames_kept(format, header)
+    frames = frames_kept(format, header)
     tiles = finished = shown = 0
 
     def count(done: int, total: int) -> None:
@@ -106,12 +108,12 @@ def _run(
 
     def upscaled() -> Iterator[Picture]:
         nonlocal finished, shown, before
-        made = 0  # pixels; pages may differ in size, so that the first one's does not tell all
-        with closing(image.pages(source, limits)) as pages:
-            for picture in itertools.islice(pages, frames):
+        made = 0  # pixels; pages may differ in size, so that the first one's does not say it all
+        with closing(pages(source, limits)) as decoded:
+            for picture in itertools.islice(decoded, frames):
                 height, width = picture.pixels.shape[:2]
                 out_width, out_height = options.output_size(width, height)
-                image.check_output_size(format, out_width, out_height, limits)
+                check_output_size(format, out_width, out_height, limits)
                 made += out_width * out_height
                 if made > limits.output_pixels:
                     raise TooLarge(
@@ -121,8 +123,15 @@ def _run(
                     result = before[1]
                 else:
                     result = _upscale(picture, out_height, out_width, options, loaded, count)
-                meta, notes = metadata.for_result(picture.meta, options, (width, height), (out_width, out_height))
-                # What was the same for the frame before is told only once.
+                meta, notes = for_result(
+                    picture.meta,
+                    (width, height),
+                    (out_width, out_height),
+                    strip=options.strip,
+                    drop_gps=options.drop_gps,
+                    keep_size=options.keep_size,
+                )
+                # What was the same for the frame before is reported only once.
                 result = replace(
                     picture, pixels=result.pixels, alpha=result.alpha, meta=meta, notes=picture.notes + notes
                 )
@@ -134,11 +143,11 @@ def _run(
 
     width, height = options.output_size(header.width, header.height)
     pixels = _pixels_at_most(header, options, frames)
-    notes = encode.encode(upscaled(), stream, format, options.quality, source=header, pixels=pixels)
+    notes = encode(upscaled(), stream, format, options.quality, source=header, pixels=pixels)
     return Result(
         data=None,
         format=format,
-        media_type=image.MEDIA_TYPES[format],
+        media_type=MEDIA_TYPES[format],
         width=width,
         height=height,
         model=loaded.name,
@@ -191,7 +200,7 @@ def _upscale(
     """One frame or page, pixels and alpha."""
     pixels, alpha = picture.pixels, picture.alpha
     if alpha is not None:
-        pixels = transparency.extend_edges(pixels, alpha)
+        pixels = extend_edges(pixels, alpha)
     varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
     layers = 2 if varies else 1  # alpha takes as many tiles as colour
     pixels = _upscale_pixels(
@@ -205,7 +214,7 @@ def _upscale(
     scaled = _upscale_pixels(
         alpha[:, :, None], out_height, out_width, options, loaded, lambda done, total: progress(total + done, 2 * total)
     )
-    return replace(picture, pixels=pixels, alpha=transparency.keep_flat(scaled[:, :, 0], alpha))
+    return replace(picture, pixels=pixels, alpha=keep_flat(scaled[:, :, 0], alpha))
 
 
 def _upscale_pixels(

@@ -36,8 +36,7 @@ from starlette.requests import ClientDisconnect
 
 import core
 from core import models
-from core.codecs import decode as image
-from core.options import FORMATS
+from core.formats import FORMATS, MEDIA_TYPES, READABLE
 from handler import dispatch, guard, jobs, logs, options, problems, webhook, worker
 from handler.jobs import Backend, State
 from handler.options import Asked
@@ -111,7 +110,7 @@ _FORM = {
                     "file": {
                         "type": "string",
                         "format": "binary",
-                        "description": f"The picture: {image.READABLE}.",
+                        "description": f"The picture: {READABLE}.",
                     },
                     **Asked.model_json_schema()["properties"],
                 },
@@ -296,7 +295,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
 
     def defer(file: BinaryIO, name: str, asked: Mapping[str, Any], header: core.Probe, plan: jobs.Estimate) -> jobs.Job:
         """Make a job of a picture that is here already."""
-        media_type = image.MEDIA_TYPES[header.format]
+        media_type = MEDIA_TYPES[header.format]
         wanted = jobs.Request(filename=name, content_type=media_type, bytes=header.bytes, options=dict(asked))
         job = jobs.create(store(), wanted, ttl=ttl, estimate=plan)
         with workspace() as folder:
@@ -323,7 +322,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             200: {
                 "description": "The picture, as a download.",
                 "headers": _UPSCALE_HEADERS,
-                "content": {image.MEDIA_TYPES[format]: {} for format in FORMATS},
+                "content": {MEDIA_TYPES[format]: {} for format in FORMATS},
             },
             202: {
                 "description": "The work is too long to wait for, or `Prefer: respond-async` was sent: a job.",
@@ -440,7 +439,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             webhook.check_url(wanted.webhook)
         plan = None
         if wanted.width is not None and wanted.height is not None:
-            media_types = {media: format for format, media in image.MEDIA_TYPES.items()}
+            media_types = {media: format for format, media in MEDIA_TYPES.items()}
             format = media_types.get(wanted.content_type, "png")
             picture = core.Probe(format, wanted.width, wanted.height, wanted.bytes or 0, "")
             plan = dispatch.plan(picture, asked, settings)

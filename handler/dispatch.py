@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import core
 from core import models
-from core.codecs import decode as image
-from core.codecs import encode
+from core.limits import check_output_size
+from core.picture import frames_kept
 from handler.jobs import Backend, Estimate, Job
 from handler.options import limits
 from handler.settings import MIB, Settings
@@ -63,7 +63,7 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
             f"the input has {width}x{height} pixels, over the limit of {allowed.input_pixels / 1e6:,.6g} megapixels"
         )
     format = options.format or picture.result_format
-    image.check_output_size(format, *options.output_size(width, height), allowed, encode.frames_kept(format, picture))
+    check_output_size(format, *options.output_size(width, height), allowed, frames_kept(format, picture))
     found = _estimate(picture, options)
     backend = route(found, settings)
     cost = None

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 import core
-from core.codecs import decode as image
+from core.formats import READABLE
 from handler import jobs, storage, webhook
 from handler.options import describe
 
@@ -44,7 +44,7 @@ CODES: Mapping[str, Code] = {
     "several_files": Code(400, "send one picture in one request, not several", "More than one picture."),
     "unreadable_image": Code(
         400,
-        f"not a picture that can be read: give {image.READABLE}",
+        f"not a picture that can be read: give {READABLE}",
         "Not a picture in a format that is read, or a damaged one.",
     ),
     "unauthorized": Code(401, "send the key of this service in the header X-API-Key", "No key, or a wrong one."),

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import core
-from core.codecs import decode as image
+from core.formats import MEDIA_TYPES
 from handler import dispatch, jobs, options, s3_models, webhook
 from handler.jobs import Backend, Job, Picture, Progress, State, WebhookState
 from handler.settings import Settings
@@ -312,7 +312,7 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
     if this.batch_job_id:
         known["batch_job_id"] = this.batch_job_id
     seen: dict[str, object] = {"bytes": header.bytes, "width": header.width, "height": header.height}
-    seen["content_type"] = image.MEDIA_TYPES[header.format]
+    seen["content_type"] = MEDIA_TYPES[header.format]
 
     def describe(now: Job) -> Job:
         if now.state.final:  # cancelled meanwhile

@@ -8,14 +8,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from core.codecs.decode import Picture, Pixels, Probe, check_size, decoder_errors, scaled
-from core.metadata import carried as metadata
-from core.metadata.carried import Metadata
-from core.options import Limits
+from core.codecs.base import decoder_errors, to_16_bits, without_alpha
+from core.limits import Limits, check_size
+from core.metadata.carried import Metadata, bounded
+from core.metadata.resolution import exif_dpi
+from core.picture import Picture, Pixels, Probe
 from core.pixels import colour
+from core.pixels.alpha import unpremultiply
 
 
-def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+def open_heif(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
     """The header of a HEIF, and a function that decodes its primary picture.
 
     Raises:
@@ -42,7 +44,7 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
                 raise ValueError("not the pixels that its header says")
             values = values.reshape(height, width, -1)
             if depth > 8:  # 10 or 12 bits
-                values = scaled(values, depth)
+                values = to_16_bits(values, depth)
             picture = _picture(values, layers, info, others)
             file = None  # its pixels would be held for as long as the picture is worked on
         yield picture
@@ -51,22 +53,17 @@ def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable
 
 
 def _picture(values: Pixels, layers: str, info: dict[str, object], others: int) -> Picture:
-    alpha: Pixels | None = None
-    pixels = values
-    if layers[-1] in "Aa":
-        pixels, alpha = np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
-        if layers[-1] == "a":  # colour is stored multiplied by alpha
-            top = np.iinfo(pixels.dtype).max
-            whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
-            pixels = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+    pixels, alpha = without_alpha(values) if layers[-1] in "Aa" else (values, None)
+    if alpha is not None and layers[-1] == "a":
+        pixels = unpremultiply(pixels, alpha)
     block, xmp, icc = (info.get(name) or None for name in ("exif", "xmp", "icc_profile"))
     meta = Metadata(
         icc=icc if isinstance(icc, bytes) else None,
         exif=block.removeprefix(b"Exif\0\0") if isinstance(block, bytes) else None,
         xmp=xmp if isinstance(xmp, bytes) else None,
     )
-    meta = replace(meta, dpi=metadata.exif_dpi(meta.exif))
-    meta, notes = metadata.bounded(meta)
+    meta = replace(meta, dpi=exif_dpi(meta.exif))
+    meta, notes = bounded(meta)
     said: tuple[str, ...] = ()
     nclx = info.get("nclx_profile")
     if meta.icc is None and isinstance(nclx, dict):

@@ -1,4 +1,6 @@
-"""Writing JPEG, from the pixels as they are: Pillow would copy them first, four bytes for each.
+"""JPEG: written here, from the pixels as they are, as Pillow would copy them first, four bytes for each.
+
+Pillow reads it (`core.codecs.pillow`); what to know of a file's scans and of its coding is here.
 
 Follows JFIF 1.02 and its neighbours: EXIF 2.32 (APP1), XMP part 3 (APP1), ICC.1 annex B (APP2), IPTC in Photoshop's
 image resources (APP13).
@@ -11,17 +13,20 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image, JpegImagePlugin
 
-from core.codecs.decode import Picture
-from core.metadata import carried as metadata
-from core.metadata.carried import Metadata
+from core.codecs.base import USUAL_QUALITY
+from core.errors import UnreadableImage
+from core.metadata.carried import Metadata, comment_of
+from core.metadata.iptc import jpeg_segment
+from core.picture import Picture
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC = b"ICC_PROFILE\0"
 _MOST = 65_533  # bytes in a segment
 _LEAST_QUALITY = 85
-#: Where nobody asks for another, in all lossy formats.
-USUAL_QUALITY = 95
+#: A progressive JPEG has about ten scans. Each goes over the whole picture, so thousands in a small file are a trap.
+_MAX_SCANS = 200
 #: Bytes of XMP that there is a place for.
 MAX_XMP = _MOST - len(_XMP)
 
@@ -69,6 +74,33 @@ def _segments(meta: Metadata) -> Iterator[bytes]:
         for index, part in enumerate(parts, start=1):
             yield segment(0xE2, _ICC + bytes([index, len(parts)]) + part)
     if meta.iptc is not None:
-        yield metadata.jpeg_segment(meta.iptc)
-    if comment := metadata.comment_of(meta):
+        yield jpeg_segment(meta.iptc)
+    if comment := comment_of(meta):
         yield segment(0xFE, comment.encode())
+
+
+def check_scans(stream: BinaryIO) -> None:
+    """Refuse a JPEG with absurdly many scans before it is decoded.
+
+    Raises:
+        UnreadableImage: it has more than any camera writes.
+    """
+    stream.seek(0)
+    scans = 0
+    while block := stream.read(1 << 20):
+        scans += block.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
+
+
+def coding(image: Image.Image) -> tuple[int | None, str | None]:
+    """Quality, 1 to 100 as libjpeg counts it, and subsampling of a JPEG that Pillow has opened; None where unknown."""
+    tables = getattr(image, "quantization", None) or {}
+    table = tables.get(0)
+    subsampling = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image))
+    if not table:
+        return None, subsampling
+    # libjpeg scales the table of the standard (Annex K, sum 3,679) by 50 / q below 50, and by 2 - q / 50 above.
+    factor = sum(table) / 3679
+    quality = 50 / factor if factor > 1 else 100 - 50 * factor
+    return max(1, min(100, round(quality))), subsampling

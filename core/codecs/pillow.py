@@ -1,48 +1,37 @@
-"""JPEG, PNG, WebP, BMP, GIF and AVIF, read through Pillow; its guards against bombs, and what it leaves to do.
+"""JPEG, PNG, WebP, BMP, GIF and AVIF, read through Pillow, and some of them written.
 
 Sizes and numbers of frames are known before Pillow allocates anything for them.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
-from core.codecs import png
-from core.codecs.decode import READ_FORMATS, Picture, Pixels, Probe, check_size, decoder_errors, scaled, upright
+from core.codecs import gif, jpeg, png, webp
+from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
 from core.errors import TooLarge, UnreadableImage
-from core.metadata import carried as metadata
-from core.metadata.carried import Metadata
-from core.options import Limits
+from core.formats import FORMATS, READ_FORMATS
+from core.limits import Limits, check_size
+from core.metadata import ifd
+from core.metadata.carried import Metadata, bounded
+from core.metadata.iptc import IPTC_RESOURCE, from_raw_profile
+from core.metadata.resolution import exif_dpi, valid_dpi
+from core.picture import Picture, Pixels, Probe
 from core.pixels import colour
 
-# A second guard under our own, which looks at the header before any pixel is decoded (see `raise_guard`).
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-# A colour profile of more than Pillow's usual limit of 1 MB for a chunk is no attack yet.
-PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, metadata.MAX_BLOCK)
-# Odd metadata is not the user's concern when the pixels decode.
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-
-_ORIENTATION = 0x0112
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/"
-#: A progressive JPEG has about ten scans. Each goes over the whole picture, so thousands in a small file are a trap.
-_MAX_SCANS = 200
+#: Texts of a PNG that are separate blocks in disguise.
+_DISGUISED = re.compile(r"xml:com\.adobe\.xmp$|raw profile type ", re.IGNORECASE)
 
 
-def raise_guard(limits: Limits) -> None:
-    """Let Pillow's own guard against bombs, which is one number for the whole process, be no stricter than ours."""
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.input_pixels)
-
-
-def opened(
+def open_image(
     stream: BinaryIO, format: str, head: bytes, size: int, limits: Limits, stack: ExitStack
 ) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
     """The header of a file, and a function that decodes its frames.
@@ -61,10 +50,10 @@ def opened(
     """
     frames = 0
     if format == "gif":
-        width, height, frames = _walk_gif(stream, limits)
+        width, height, frames = gif.measure(stream, limits)
         check_size(width, height, frames, limits)
     elif format == "webp":  # Pillow allocates the canvas when it opens one
-        check_size(*_webp_size(head), 1, limits)
+        check_size(*webp.canvas_size(head), 1, limits)
     elif format == "png":
         check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
     raise_guard(limits)
@@ -78,7 +67,7 @@ def opened(
     check_size(width, height, frames, limits)
     bits = _bits(format, head)
     alpha = image.has_transparency_data or frames > 1
-    plays = _plays(image) if frames > 1 else None
+    plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits)
 
@@ -102,7 +91,7 @@ def opened(
         for index in range(first, first + frames):
             with decoder_errors():
                 if format == "jpeg":
-                    _count_scans(stream)
+                    jpeg.check_scans(stream)
                 if index:
                     image.seek(index)
                 if deep is not None and frames > 1:
@@ -148,85 +137,17 @@ def _on_canvas(picture: Picture, width: int, height: int) -> Picture:
     return replace(picture, pixels=np.pad(picture.pixels, (*margin, (0, 0))), alpha=np.pad(picture.alpha, margin))
 
 
-def _plays(image: Image.Image) -> int:
-    """How often an animation is played, 0 for ever."""
-    loop = image.info.get("loop")
-    if image.format == "GIF":  # the extension counts repetitions after the first time
-        return 1 if loop is None else 0 if loop == 0 else int(loop) + 1
-    return max(0, int(loop or 0))
-
-
-def _walk_gif(stream: BinaryIO, limits: Limits) -> tuple[int, int, int]:
-    """Canvas and number of frames of a GIF, from its block headers alone (GIF89a specification).
-
-    Pillow lets a frame enlarge the canvas, and counts frames only by going through all of them.
-    """
-    head = stream.read(13)
-    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
-    if len(head) == 13 and head[10] & 0x80:
-        stream.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
-    frames = 0
-    while frames <= limits.frames:
-        block = stream.read(1)
-        if block == b"!":
-            stream.read(1)  # the label
-        elif block == b",":
-            where = stream.read(9)
-            if len(where) < 9:
-                break
-            left, top, wide, high = (int.from_bytes(where[at : at + 2], "little") for at in range(0, 8, 2))
-            width, height = max(width, left + wide), max(height, top + high)
-            frames += 1
-            stream.seek((3 << (where[8] & 7) + 1 if where[8] & 0x80 else 0) + 1, os.SEEK_CUR)
-        elif block != b";" and block:
-            continue  # Pillow skips what it does not know
-        else:
-            break
-        while length := stream.read(1):  # data in blocks of up to 255 bytes
-            if length == b"\0":
-                break
-            stream.seek(length[0], os.SEEK_CUR)
-    stream.seek(0)
-    return width, height, frames
-
-
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """Canvas of a WebP (RFC 9649)."""
-    if head[12:16] == b"VP8X":
-        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-    if head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-
-
-def _webp_is_lossless(stream: BinaryIO) -> bool:
-    """True when the first frame of a WebP is coded without loss (RFC 9649)."""
-    at = 12
-    for _ in range(64):
-        stream.seek(at)
-        chunk = stream.read(8)
-        if chunk[:4] in (b"VP8L", b"VP8 ") or len(chunk) < 8:
-            return chunk[:4] == b"VP8L"
-        length = int.from_bytes(chunk[4:], "little")
-        at += 8 + (16 if chunk[:4] == b"ANMF" else length + length % 2)
-    return False
-
-
-def _count_scans(stream: BinaryIO) -> None:
-    """Refuse a JPEG with absurdly many scans before it is decoded."""
-    stream.seek(0)
-    scans = 0
-    while block := stream.read(1 << 20):
-        scans += block.count(b"\xff\xda")
-    if scans > _MAX_SCANS:
-        raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
+def _plays(image: Image.Image, format: str) -> int:
+    """How often an animation is played, 0 forever."""
+    if format == "gif":
+        return gif.plays(image)
+    return max(0, int(image.info.get("loop") or 0))
 
 
 def _orientation(image: Image.Image) -> int:
     """What is left to be turned (EXIF tag 0x0112, or XMP's where EXIF says nothing)."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ifd.ORIENTATION, 1)
     except Exception:  # EXIF that cannot be parsed says nothing about orientation
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -236,27 +157,27 @@ def _picture(
     image: Image.Image, format: str, stream: BinaryIO, deep: Pixels | None, later: bool, animated: bool
 ) -> Picture:
     """A loaded image as a picture, with its samples of more than eight bits where it has such."""
-    meta, notes = metadata.bounded(metadata.from_pillow(image))
+    meta, notes = bounded(_metadata(image))
     orientation = _orientation(image)
     duration = image.info.get("duration", 0.0) if animated else 0.0
     lossless = format in ("png", "bmp", "gif")
     quality = subsampling = None
     if format == "jpeg":
-        quality, subsampling = _jpeg_coding(image)
+        quality, subsampling = jpeg.coding(image)
     elif format == "webp" and not later:
-        lossless = _webp_is_lossless(stream)
+        lossless = webp.is_lossless(stream)
     pixels: Pixels
     alpha: Pixels | None
     icc = meta.icc
     if deep is not None:
-        pixels, alpha = _without_alpha(deep)
+        pixels, alpha = without_alpha(deep)
     elif image.mode == "CMYK":
         converted, said = colour.cmyk_to_rgb(np.asarray(image), icc)
         pixels, alpha, icc, notes = converted, None, None, notes + said
     else:
         pixels, alpha = split(image)
     if icc is None and meta.icc is None and format in ("png", "avif"):
-        icc, said = _profile_in_numbers(image, stream)
+        icc, said = png.stated_profile(image, stream) if format == "png" else _avif_profile(stream)
         notes += said
     icc, said = colour.checked(icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
     if animated:
@@ -283,49 +204,111 @@ def _read_deep(data: bytes, format: str, bits: int, frames: int) -> Iterator[Pix
         values = imagecodecs.png_decode(data) if format == "png" else imagecodecs.avif_decode(data)
         if values.dtype != np.uint16 or values.ndim not in (2, 3):
             raise ValueError("not the pixels that its header says")
-        yield scaled(values.reshape(*values.shape[:2], -1), bits)
+        yield to_16_bits(values.reshape(*values.shape[:2], -1), bits)
     raise ValueError("it ends before its last frame")
 
 
-def _without_alpha(values: Pixels) -> tuple[Pixels, Pixels | None]:
-    """Colour (h, w, 1 or 3) and alpha (h, w) of (h, w, 1 to 4)."""
-    if values.shape[2] in (2, 4):
-        return np.ascontiguousarray(values[:, :, :-1]), np.ascontiguousarray(values[:, :, -1])
-    return values, None
-
-
-def _profile_in_numbers(image: Image.Image, stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
-    """A profile for a file that states its colours in code points or numbers instead of one."""
+def _avif_profile(stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
+    """A profile for an AVIF that states its colours in code points (ISO/IEC 23008-12, nclx), and notes."""
     stream.seek(0)
     head = stream.read(1 << 16)
-    at = head.find(b"cICP") + 4 if image.format == "PNG" else head.find(b"colrnclx") + 8
-    if at >= 8 and at < head.find(b"IDAT" if image.format == "PNG" else b"mdat"):
-        step = 1 if image.format == "PNG" else 2
-        primaries, transfer = (int.from_bytes(head[at + i * step : at + (i + 1) * step], "big") for i in range(2))
-        return colour.profile_of_code_points(primaries, transfer)
-    gamma = image.info.get("gamma")
-    if "srgb" in image.info or not gamma:
+    at = head.find(b"colrnclx") + 8
+    if not 8 <= at < head.find(b"mdat"):
         return None, ()
-    return colour.profile_of_numbers(image.info.get("chromaticity"), 1 / gamma), ()
+    return colour.profile_of_code_points(*(int.from_bytes(head[i : i + 2], "big") for i in (at, at + 2)))
 
 
-def _jpeg_coding(image: Image.Image) -> tuple[int | None, str | None]:
-    """Quality, as libjpeg counts it, and subsampling of a JPEG."""
-    tables = getattr(image, "quantization", None) or {}
-    table = tables.get(0)
-    subsampling = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image))
-    if not table:
-        return None, subsampling
-    # libjpeg scales the table of the standard (Annex K, sum 3,679) by 50 / q below 50, and by 2 - q / 50 above.
-    factor = sum(table) / 3679
-    quality = 50 / factor if factor > 1 else 100 - 50 * factor
-    return max(1, min(100, round(quality))), subsampling
+def _metadata(image: Image.Image) -> Metadata:
+    """What Pillow found in a file that it has loaded (TIFF: see `core.codecs.tiff`, whose directory holds it all)."""
+    info = image.info
+    block = info.get("exif")
+    if not block and image.format == "PNG" and "Raw profile type exif" in info:
+        block = image.getexif().tobytes()
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    photoshop = info.get("photoshop")
+    iptc = photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else None
+    texts: dict[str, str] = {}
+    if image.format == "PNG":
+        found = getattr(image, "text", {})
+        texts = {str(key): str(value) for key, value in found.items() if not _DISGUISED.match(str(key))}
+        for key, value in found.items():
+            if str(key).lower() == "raw profile type iptc":
+                iptc = from_raw_profile(str(value))
+    elif "comment" in info:
+        comment = info["comment"]
+        texts = {"Comment": _decoded(comment) if isinstance(comment, bytes) else str(comment)}
+    resolution = valid_dpi(info.get("dpi"))
+    return Metadata(
+        icc=_bytes(info.get("icc_profile")),
+        exif=(_bytes(block) or b"").removeprefix(b"Exif\0\0") or None,
+        xmp=_bytes(xmp),
+        iptc=_bytes(iptc),
+        dpi=resolution or exif_dpi(_bytes(block)),
+        text=tuple(texts.items()),
+    )
 
 
-def split(image: Image.Image) -> tuple[Pixels, Pixels | None]:
-    """Colour (h, w, 1 or 3) and alpha (h, w) of an image of up to 8 bits in any mode."""
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        return _without_alpha(np.asarray(image.convert("LA" if grey else "RGBA")))
-    values = np.asarray(image.convert("L" if grey else "RGB"))
-    return values.reshape(*values.shape[:2], -1), None
+def _bytes(value: object) -> bytes | None:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace")
+    return value if isinstance(value, bytes) and value else None
+
+
+def _decoded(value: bytes) -> str:
+    value = value.rstrip(b"\0")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def write(stream: BinaryIO, pictures: Iterator[Picture], format: str, quality: int | None, plays: int | None) -> None:
+    """Write a WebP, AVIF or BMP, or an animation.
+
+    Args:
+        stream: open for writing, binary.
+        pictures: one for each frame, at least one; the first one's metadata is written.
+        format: "webp", "avif" or "bmp".
+        quality: 1 to 100; None chooses.
+        plays: how often an animation is played, 0 forever; None for a single picture.
+    """
+    first = next(pictures)
+    meta = first.meta
+    extra: dict[str, Any] = {}
+    if format == "webp":
+        extra = webp.save_options(first, quality)
+    elif format == "avif":
+        extra = {"quality": quality or USUAL_QUALITY, "subsampling": "4:4:4", "speed": 6}
+    if meta.icc is not None:
+        extra["icc_profile"] = meta.icc
+    if meta.exif is not None:
+        extra["exif"] = b"Exif\0\0" + meta.exif
+    if meta.xmp is not None:
+        extra["xmp"] = meta.xmp
+    if meta.dpi is not None and max(meta.dpi) < 65_536 and format == "bmp":
+        extra["dpi"] = meta.dpi
+    if plays is not None:
+        durations = [round(first.duration)]
+        images = [_image(first)]
+        for picture in pictures:
+            durations.append(round(picture.duration))
+            images.append(_image(picture))
+        extra.update(save_all=True, append_images=images[1:], duration=durations, loop=plays)
+        images[0].save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
+        return
+    _image(first).save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
+    for _ in pictures:  # nothing is left, but the generator that counts notes has to end
+        pass
+
+
+def _image(picture: Picture) -> Image.Image:
+    samples = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    return Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
+
+
+class _Plain:
+    """A stream without a file descriptor: Pillow writes to descriptors past Python, and loses the system's reason."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write, self.flush, self.seek, self.tell = stream.write, stream.flush, stream.seek, stream.tell
+        self.read = stream.read

@@ -13,10 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from core.codecs.decode import Picture
-from core.metadata import carried as metadata
 from core.metadata.carried import Metadata
+from core.metadata.iptc import raw_profile
+from core.picture import Picture
+from core.pixels import colour
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LEVEL = 4  # of deflate: 6 takes three times as long for 2 % less
@@ -29,7 +31,7 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], frames: int, plays: int
         stream: open for writing, binary.
         pictures: one for each frame, all of one size and type; the first one's metadata is written.
         frames: how many there are.
-        plays: how often an animation is played, 0 for ever; None for a single picture.
+        plays: how often an animation is played, 0 forever; None for a single picture.
     """
     sequence = 0
     previous: npt.NDArray[Any] | None = None
@@ -121,7 +123,7 @@ def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:
             parts.append(content[4:])
         elif name in (b"fcTL", b"IEND"):
             if parts:
-                # Each frame is a PNG of its own but for the header.
+                # Each frame is a whole PNG but for the header.
                 still = _chunk(b"IHDR", control[4:12] + header[8:]) + shared + _chunk(b"IDAT", b"".join(parts))
                 frame = imagecodecs.png_decode(_SIGNATURE + still + _chunk(b"IEND", b""))
                 frame = frame.reshape(*frame.shape[:2], -1)
@@ -133,6 +135,24 @@ def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:
                 shown, canvas = _drawn(canvas, frame, control)
                 yield shown
             control, parts = bytes(content), []
+
+
+def stated_profile(image: Image.Image, stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
+    """A profile for a PNG that states its colours in code points (cICP) or numbers (gAMA, cHRM), and notes.
+
+    Args:
+        image: as Pillow has opened it.
+        stream: the file; its position is changed.
+    """
+    stream.seek(0)
+    head = stream.read(1 << 16)
+    at = head.find(b"cICP") + 4
+    if 8 <= at < head.find(b"IDAT"):
+        return colour.profile_of_code_points(head[at], head[at + 1])
+    gamma = image.info.get("gamma")
+    if "srgb" in image.info or not gamma:
+        return None, ()
+    return colour.profile_of_numbers(image.info.get("chromaticity"), 1 / gamma), ()
 
 
 def _drawn(
@@ -151,8 +171,8 @@ def _drawn(
     else:
         share, rest = frame[:, :, -1:] / 65535, below[:, :, -1:] / 65535  # (h, w, 1)
         rest = rest * (1 - share)
-        colour = (frame[:, :, :-1] * share + below[:, :, :-1] * rest) / np.maximum(share + rest, 1e-12)
-        shown[place] = np.rint(np.concatenate([colour, (share + rest) * 65535], axis=2))
+        mixed = (frame[:, :, :-1] * share + below[:, :, :-1] * rest) / np.maximum(share + rest, 1e-12)
+        shown[place] = np.rint(np.concatenate([mixed, (share + rest) * 65535], axis=2))
     if dispose == 0:
         return shown, shown
     if dispose == 2:
@@ -175,7 +195,7 @@ def _ancillary(meta: Metadata) -> Iterator[tuple[bytes, bytes]]:
         yield b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + meta.xmp
     texts = list(meta.text)
     if meta.iptc is not None:
-        texts.append(("Raw profile type iptc", metadata.raw_profile(meta.iptc)))
+        texts.append(("Raw profile type iptc", raw_profile(meta.iptc)))
     for key, value in texts:
         name = key.encode("latin-1", "replace").replace(b"\0", b" ").strip()[:79] or b"Comment"
         value = value.replace("\0", " ")

@@ -1,11 +1,11 @@
-"""Decoding in a process of its own, for pictures of strangers: a crash, a hang or a memory blow-up ends only that.
+"""Decoding in a separate process, for pictures of strangers: a crash, a hang or a memory blow-up ends only that.
 
 One small process is started when the first picture comes. It imports the decoders once and then forks for each
 picture, so that a picture costs milliseconds and never meets what an earlier one left behind. A fork gets the file as
 an open descriptor and limits on CPU time, memory and time; it cannot write files and sees none of the environment's
 secrets. What it sends back is read as numbers and bytes of checked sizes, never unpickled. This holds accidents; it is
 no jail for code that an attacker got to run, which has the rights of this user: for that, give the whole service a
-user or a container of its own.
+separate user or container.
 
 In AWS Lambda the invocation itself is such a place (one request at a time, its own memory and time limit), and there
 is no need for this.
@@ -25,18 +25,19 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from core import errors
-from core.codecs import decode as image
-from core.codecs.decode import Levels, Picture, Pixels, Probe, Source
-from core.errors import InputError, TooLarge, UnreadableImage
+from core.codecs.base import Source
+from core.codecs.decode import open_source
+from core.errors import InputError, TooLarge, UnreadableImage, describe
+from core.limits import Limits
 from core.metadata.carried import MAX_BLOCK, MAX_TEXT, Metadata
-from core.options import Limits
+from core.picture import Picture, Pixels, Probe, SampleRange
 
 _BLOCKS = ("icc", "exif", "xmp", "iptc")
 _MAX_HEADER = 8 * MAX_TEXT
@@ -45,16 +46,16 @@ _server: tuple[int, subprocess.Popen[bytes], socket.socket] | None = None
 
 
 def probe(source: Source, limits: Limits) -> Probe:
-    """`core.codecs.decode.probe`, elsewhere."""
+    """`core.codecs.read.probe`, in the other process."""
     for header, _ in _asked("probe", source, limits):
         return Probe(**header["probe"])
     raise UnreadableImage("the picture is damaged: its header could not be read")
 
 
 def pages(source: Source, limits: Limits) -> Generator[Picture]:
-    """`core.codecs.decode.pages`, elsewhere. The next page is decoded while this one is worked on."""
+    """`core.codecs.read.pages`, in the other process. The next page is decoded while this one is worked on."""
     for header, blobs in _asked("pages", source, limits):
-        yield _received(header["picture"], blobs)
+        yield deserialize(header["picture"], blobs)
 
 
 def _asked(what: str, source: Source, limits: Limits) -> Iterator[tuple[dict[str, Any], Iterator[bytearray]]]:
@@ -85,7 +86,7 @@ def _error(header: dict[str, Any]) -> InputError:
     kind = getattr(errors, str(header["error"]), UnreadableImage)
     if not (isinstance(kind, type) and issubclass(kind, InputError)):
         kind = UnreadableImage
-    return kind(image.describe(ValueError(str(header.get("message", "damaged")))))
+    return kind(describe(ValueError(str(header.get("message", "damaged")))))
 
 
 def _as_file(source: Source, limits: Limits) -> BinaryIO:
@@ -100,7 +101,7 @@ def _as_file(source: Source, limits: Limits) -> BinaryIO:
             return Path(source).open("rb")
         data = source if isinstance(source, (bytes, bytearray, memoryview)) else source.read(limits.input_bytes + 1)
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"cannot read the input: {image.describe(error)}") from error
+        raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
     if len(data) > limits.input_bytes:
         raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
@@ -129,7 +130,8 @@ def _send_to_server(*descriptors: int) -> None:
 def _start() -> tuple[int, subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from core import sandbox; sandbox._serve({theirs.fileno()})"
+    call = f"from core.codecs import sandbox; sandbox._serve({theirs.fileno()})"
+    code = f"import sys; sys.path.insert(0, {root!r}); {call}"
     kept = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment["OPENBLAS_NUM_THREADS"] = "1"  # threads do not survive a fork
@@ -194,7 +196,8 @@ def _receive_blobs(connection: socket.socket, header: dict[str, Any], limits: Li
     return iter([_receive(connection, size) for size in sizes])
 
 
-def _sent(picture: Picture) -> tuple[dict[str, Any], list[memoryview]]:
+def serialize(picture: Picture) -> tuple[dict[str, Any], list[memoryview]]:
+    """A picture as a header for JSON and the bytes that follow it: pixels, alpha, then the blocks of its metadata."""
     meta = picture.meta
     layers = [np.ascontiguousarray(layer) for layer in (picture.pixels, picture.alpha) if layer is not None]
     blocks = {name: getattr(meta, name) for name in _BLOCKS if getattr(meta, name) is not None}
@@ -215,7 +218,12 @@ def _sent(picture: Picture) -> tuple[dict[str, Any], list[memoryview]]:
     return header, [layer.data.cast("B") for layer in layers] + [memoryview(block) for block in blocks.values()]
 
 
-def _received(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
+def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
+    """The picture that `serialize` took apart, with every number, type and size checked.
+
+    Raises:
+        UnreadableImage: it is not one.
+    """
     try:
         height, width, channels = (int(side) for side in header["shape"])
         if header["dtype"] not in ("uint8", "uint16") or channels not in (1, 3):
@@ -234,7 +242,7 @@ def _received(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
         if levels is not None:
             if str(levels["dtype"]) not in {np.dtype(name).str[1:] for name in "bhilqBHILQefd"}:
                 raise ValueError("no numbers")
-            levels = Levels(str(levels["dtype"]), float(levels["low"]), float(levels["high"]))
+            levels = SampleRange(str(levels["dtype"]), float(levels["low"]), float(levels["high"]))
         return Picture(
             pixels,
             alpha,
@@ -284,19 +292,20 @@ def _work(connection_descriptor: int, file_descriptor: int) -> None:
     """Decode one picture, in a fork."""
     with socket.socket(fileno=connection_descriptor) as connection, open(file_descriptor, "rb") as file:
         request = _receive_header(connection)
-        limits = replace(Limits(**request["limits"]), worker=False)
+        limits = Limits(**request["limits"])
         _confine(limits)
         try:
-            if request["what"] == "probe":
-                _send(connection, {"probe": asdict(image.probe(file, limits))}, [])
-            else:
-                patience = 2 * limits.worker_seconds + 10
-                signal.alarm(patience)
-                for picture in image.pages(file, limits):
-                    signal.alarm(0)  # the other end may take its time
-                    header, blobs = _sent(picture)
-                    _send(connection, {"picture": header}, blobs)
-                    signal.alarm(patience)
+            patience = 2 * limits.worker_seconds + 10
+            signal.alarm(patience)
+            with open_source(file, limits) as (found, decode_pages):
+                if request["what"] == "probe":
+                    _send(connection, {"probe": asdict(found)}, [])
+                else:
+                    for picture in decode_pages():
+                        signal.alarm(0)  # the other end may take its time
+                        header, blobs = serialize(picture)
+                        _send(connection, {"picture": header}, blobs)
+                        signal.alarm(patience)
             _send(connection, {"done": True}, [])
         except InputError as error:
             _send(connection, {"error": type(error).__name__, "message": str(error)}, [])

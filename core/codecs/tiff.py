@@ -21,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from core.codecs import pillow
-from core.codecs.decode import Levels, Picture, Pixels, Probe, check_size, decoder_errors, scaled, upright
+from core.codecs.base import decoder_errors, raise_guard, split, to_16_bits, upright
 from core.errors import TooLarge, UnreadableImage
-from core.metadata import carried as metadata
-from core.metadata import exif
-from core.metadata.carried import Metadata
-from core.metadata.exif import Directory, Entry, Order
-from core.options import Limits
+from core.limits import Limits, check_size
+from core.metadata import ifd
+from core.metadata.carried import MAX_BLOCK, Metadata, bounded, comment_of
+from core.metadata.ifd import Directory, Entry, Order
+from core.metadata.iptc import iptc_of
+from core.metadata.resolution import dpi_of
+from core.picture import Picture, Pixels, Probe, SampleRange
 from core.pixels import colour
+from core.pixels.alpha import unpremultiply
 
 Samples = npt.NDArray[Any]
 
@@ -41,7 +43,7 @@ _FACTS = frozenset(
     [
         *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT),
         *(_EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC),
-        *(exif.ORIENTATION, exif.X_RESOLUTION, exif.Y_RESOLUTION, exif.RESOLUTION_UNIT),
+        *(ifd.ORIENTATION, ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT),
     ]
 )
 #: Compressions that tifffile is let decode: none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard.
@@ -116,7 +118,7 @@ def _read_pages(stream: BinaryIO, limits: Limits) -> tuple[list[_Page], bool]:
         if offset in seen:
             break  # a circle: the pages so far are what there is
         seen.add(offset)
-        fields, following = exif.read_fields(stream, offset, order, big, _FACTS, 4 * metadata.MAX_BLOCK)
+        fields, following = ifd.read_fields(stream, offset, order, big, _FACTS, 4 * MAX_BLOCK)
         page = _page(offset, fields)
         check_size(page.width, page.height, len(pages) + 1, replace(limits, input_pixels=1 << 62))
         pixels += page.width * page.height
@@ -138,7 +140,7 @@ def _read_pages(stream: BinaryIO, limits: Limits) -> tuple[list[_Page], bool]:
 def _page(offset: int, fields: Directory) -> _Page:
     width, height = _numbers(fields, _WIDTH, (0,))[0], _numbers(fields, _HEIGHT, (0,))[0]
     samples = _numbers(fields, _SAMPLES, (1,))[0]
-    orientation = _numbers(fields, exif.ORIENTATION, (0,))[0]
+    orientation = _numbers(fields, ifd.ORIENTATION, (0,))[0]
     if not orientation:  # said in XMP only
         packet = next((entry.value for entry in fields.entries if entry.tag == _XMP), b"")
         found = re.search(rb"tiff:Orientation(?:=\"|>)([1-8])", packet)
@@ -151,7 +153,7 @@ def _page(offset: int, fields: Directory) -> _Page:
     return _Page(offset, width, height, max(_numbers(fields, _BITS, (1,))), kind, samples, orientation, fields)
 
 
-def opened(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+def open_tiff(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
     """The header of a TIFF, and a function that decodes its pages.
 
     Raises:
@@ -189,20 +191,20 @@ def _metadata(stream: BinaryIO, page: _Page, big: bool) -> tuple[Metadata, tuple
     notes: tuple[str, ...] = ()
     block = None
     try:
-        described = exif.read_tiff(stream, page.offset, order, big)
-        if described.entries or described.below:
-            block = exif.write_block(described)
+        described = ifd.read_tiff(stream, page.offset, order, big)
+        if described.entries or described.subdirectories:
+            block = ifd.write_block(described)
     except (ValueError, struct.error):
         notes = ("the description of the picture is damaged and was left out",)
-    iptc = page.block(_IPTC) or metadata.iptc_of(page.block(_PHOTOSHOP) or b"")
-    found = Metadata(page.block(_ICC), block, page.block(_XMP), iptc, metadata.dpi_of(page.fields))
-    found, said = metadata.bounded(found)
+    iptc = page.block(_IPTC) or iptc_of(page.block(_PHOTOSHOP) or b"")
+    found = Metadata(page.block(_ICC), block, page.block(_XMP), iptc, dpi_of(page.fields))
+    found, said = bounded(found)
     return found, notes + said
 
 
 def _by_pillow(stream: BinaryIO, index: int, page: _Page, meta: Metadata, limits: Limits) -> Picture | None:
     """A page of up to 8 bits; None when Pillow does not know its layout."""
-    pillow.raise_guard(limits)
+    raise_guard(limits)
     stream.seek(0)
     try:
         image = Image.open(stream, formats=["TIFF"])
@@ -223,7 +225,7 @@ def _by_pillow(stream: BinaryIO, index: int, page: _Page, meta: Metadata, limits
     if image.mode == "CMYK":
         pixels, notes = colour.cmyk_to_rgb(np.asarray(image), meta.icc)
         return Picture(pixels, None, replace(meta, icc=None), notes=notes, lossless=_lossless(page))
-    pixels, alpha = pillow.split(image)
+    pixels, alpha = split(image)
     icc, notes = colour.checked(meta.icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
     return Picture(pixels, alpha, replace(meta, icc=icc), notes=notes, lossless=_lossless(page))
 
@@ -236,7 +238,7 @@ def _by_tifffile(stream: BinaryIO, index: int, page: _Page, meta: Metadata) -> P
     """A page of any depth, in floats or integers."""
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it tells the log about every oddity of a file
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it reports every oddity of a file
     photometric = page.numbers(_PHOTOMETRIC, (_MIN_IS_BLACK,))[0]
     compression = page.numbers(_COMPRESSION, (1,))[0]
     colours = _COLOURS.get(photometric)
@@ -275,10 +277,8 @@ def _interpreted(values: Samples, page: _Page, photometric: int, colours: int, m
         if meaning in (1, 2):
             # The same scale as the colour, unless that was stretched to what occurs.
             alpha = _to_pixels(values[:, :, colours], page.bits, opaque=True)[0]
-            if meaning == 1:  # colour is stored multiplied by alpha
-                whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
-                top = np.iinfo(pixels.dtype).max
-                pixels = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+            if meaning == 1:
+                pixels = unpremultiply(pixels, alpha)
         else:
             notes += ("a channel of no stated meaning was left out",)
     if photometric == _MIN_IS_WHITE:
@@ -290,7 +290,7 @@ def _interpreted(values: Samples, page: _Page, photometric: int, colours: int, m
     return Picture(pixels, alpha, replace(meta, icc=icc), levels=levels, notes=notes + said)
 
 
-def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels, Levels | None]:
+def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels, SampleRange | None]:
     """Numbers of any type as uint8 or uint16, and what these stand for unless it is the type's own range.
 
     Floats from 0 to 1 are taken for that range, as in photographs; other floats, and integers other than plain 8 or
@@ -303,7 +303,7 @@ def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels
     if values.dtype.kind not in "uif":
         raise UnreadableImage("this kind of TIFF is not read: save it as integers or floats")
     if values.dtype == np.uint16:
-        return scaled(values, min(bits, 16)), None  # there are packed samples of 9 to 15 bits
+        return to_16_bits(values, min(bits, 16)), None  # there are packed samples of 9 to 15 bits
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         low = float(values.min(where=finite, initial=0))
@@ -321,7 +321,7 @@ def _to_pixels(values: Samples, bits: int, opaque: bool = False) -> tuple[Pixels
         for row in range(0, len(out), 64):
             part = (values[row : row + 64].astype(np.float64) / (high - low) - low / (high - low)) * 65535
             out[row : row + 64] = np.rint(np.clip(np.nan_to_num(part, nan=0.0), 0, 65535))
-    return out, Levels(values.dtype.str[1:], low, high)
+    return out, SampleRange(values.dtype.str[1:], low, high)
 
 
 def _lab(values: Samples, photometric: int) -> Pixels:
@@ -360,7 +360,7 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], pixels: int) -> tuple[s
         described = Directory(order)
         if picture.meta.exif is not None:
             try:
-                described = exif.read_block(picture.meta.exif)
+                described = ifd.read_block(picture.meta.exif)
             except (ValueError, struct.error):
                 notes.append("the EXIF block is damaged and was left out")
         if linked is None:
@@ -433,13 +433,13 @@ def _write_page(
         if block:
             entries.append(Entry(tag, 1 if tag == _XMP else 7, len(block), block))
     if meta.dpi is not None:
-        entries += exif.resolution(meta.dpi, order)
-    kept = [entry for entry in described.entries if entry.tag in exif.DESCRIPTIVE]
-    comment = metadata.comment_of(meta)
-    if comment and not any(entry.tag == exif.IMAGE_DESCRIPTION for entry in kept):
-        kept.append(exif.text(exif.IMAGE_DESCRIPTION, comment))
+        entries += ifd.resolution(meta.dpi, order)
+    kept = [entry for entry in described.entries if entry.tag in ifd.DESCRIPTIVE]
+    comment = comment_of(meta)
+    if comment and not any(entry.tag == ifd.IMAGE_DESCRIPTION for entry in kept):
+        kept.append(ifd.text(ifd.IMAGE_DESCRIPTION, comment))
     at = stream.tell()
-    directory, successor = exif.written(Directory(order, entries + kept, described.below), at, big)
+    directory, successor = ifd.pack(Directory(order, entries + kept, described.subdirectories), at, big)
     stream.write(directory)
     end = stream.tell()
     stream.seek(linked)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.codecs.decode import Pixels
+from core.picture import Pixels
 from core.pixels.resize import Rows
 
 #: (n, 3, h, w) fp32 in [0, 1], channels_last, to (n, 3, scale * h, scale * w), not clipped.

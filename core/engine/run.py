@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from core import models
-from core.codecs.decode import Pixels
 from core.engine import allocator, tiling
 from core.errors import ModelError, NonFiniteOutput, OptionsError, OutOfMemory
 from core.estimation import learn_rate
 from core.models import Job, ModelSpec, operations
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
+from core.picture import Pixels
 from core.pixels.resize import Rows
 
 Progress = Callable[[int, int], None]

@@ -112,6 +112,19 @@ def _around(alpha: Samples, choose: np.ufunc) -> Samples:
     return found
 
 
+def unpremultiply(pixels: Samples, alpha: Samples) -> Samples:
+    """Colour that is stored multiplied by alpha, divided by it again.
+
+    Args:
+        pixels: (h, w, channels), integers.
+        alpha: (h, w), of the same type.
+    """
+    top = np.iinfo(pixels.dtype).max
+    whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
+    divided: Samples = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+    return divided
+
+
 def over_white(pixels: Samples, alpha: Samples) -> Samples:
     """The picture as a browser shows it on an empty page, for formats without transparency."""
     top = np.iinfo(pixels.dtype).max

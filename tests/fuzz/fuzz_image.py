@@ -18,6 +18,12 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]
 
+from core.codecs.encode import encode
+from core.codecs.read import pages
+from core.formats import MAX_SIDE, sniff
+from core.metadata.carried import for_result
+from core.picture import frames_kept
+
 with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
     from PIL import (  # noqa: F401
         AvifImagePlugin,
@@ -30,14 +36,7 @@ with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
     )
 
     import core
-    from core.codecs import decode as image
-    from core.codecs import (
-        encode,
-        heif,  # noqa: F401
-        pillow,  # noqa: F401
-        tiff,  # noqa: F401
-    )
-    from core.metadata import carried as metadata
+
 
 from tests.unit import hostile
 
@@ -51,23 +50,28 @@ def one_file(data: bytes) -> None:
     try:
         header = core.probe(data, LIMITS)
         pictures = []
-        for picture in image.pages(data, LIMITS):
+        for picture in pages(data, LIMITS):
             size = (picture.pixels.shape[1], picture.pixels.shape[0])
-            options = core.Options(drop_gps=len(data) % 2 == 0, keep_size=len(data) % 3 == 0)
-            meta, _ = metadata.for_result(picture.meta, options, size, (2 * size[0], 2 * size[1]))
+            meta, _ = for_result(
+                picture.meta,
+                size,
+                (2 * size[0], 2 * size[1]),
+                drop_gps=len(data) % 2 == 0,
+                keep_size=len(data) % 3 == 0,
+            )
             pictures.append(replace(picture, meta=meta))
         format = _FORMATS[len(data) % len(_FORMATS)]
-        if format == "webp" and max(header.width, header.height) > image.MAX_SIDE["webp"]:
+        if format == "webp" and max(header.width, header.height) > MAX_SIDE["webp"]:
             return
-        kept = encode.frames_kept(format, header)
-        encode.encode(pictures[:kept], io.BytesIO(), format, source=header)
+        kept = frames_kept(format, header)
+        encode(pictures[:kept], io.BytesIO(), format, source=header)
     except core.InputError:
         pass
 
 
 def mutated(data: bytes, max_size: int, seed: int) -> bytes:
     """Half of the time a change of the format's own parts, else one of libFuzzer's."""
-    name = image.sniff(data)
+    name = sniff(data)
     if name in _NAMES and seed % 2:
         try:
             return hostile.rearranged(name, data, random.Random(seed))[:max_size]

@@ -27,8 +27,7 @@ import uvicorn
 from PIL import Image
 
 import core
-from core.codecs import decode as image
-from core.options import FORMATS
+from core.formats import FORMATS, READABLE
 from handler import api, dispatch, guard, jobs, options, problems
 from handler.local import Workers
 from handler.settings import Settings
@@ -547,7 +546,7 @@ def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in answer.text + policy
-    assert image.READABLE in answer.text
+    assert READABLE in answer.text
     for format in FORMATS:
         assert f'<option value="{format}">' in answer.text
     for tag in ("script", "style"):

@@ -13,7 +13,9 @@ from PIL import Image
 
 import core
 from core.__main__ import main
-from core.codecs import decode as image
+from core.codecs.read import decode
+from core.formats import FORMATS, READABLE
+from core.limits import check_output_size
 from tests.unit.pictures import corners, huge_png, opened, saved
 
 PILLOW = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}
@@ -29,7 +31,7 @@ def one_line(error: BaseException) -> bool:
     [b"", b"\0", b"hello, this is text", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"RIFF", b"BM"],
 )
 def test_not_a_picture(data: bytes) -> None:
-    for call in (core.probe, image.decode, core.upscale):
+    for call in (core.probe, decode, core.upscale):
         with pytest.raises(core.UnreadableImage) as caught:
             call(data)
         assert one_line(caught.value)
@@ -46,7 +48,7 @@ def test_truncated_files_are_refused(format: str) -> None:
 def test_a_huge_picture_is_refused_before_decoding() -> None:
     data = huge_png()
     assert len(data) < 120_000
-    for call in (core.probe, image.decode, core.upscale):
+    for call in (core.probe, decode, core.upscale):
         with pytest.raises(core.TooLarge, match="50000x50000"):
             call(data)
 
@@ -94,9 +96,9 @@ def test_format_limits_come_before_the_work(format: str, side: int) -> None:
 
 
 def test_bmp_holds_four_gigabytes() -> None:
-    image.check_output_size("bmp", 37_000, 37_000, core.Limits(output_pixels=1 << 40))
+    check_output_size("bmp", 37_000, 37_000, core.Limits(output_pixels=1 << 40))
     with pytest.raises(core.OptionsError, match="png or tiff"):
-        image.check_output_size("bmp", 38_000, 38_000, core.Limits(output_pixels=1 << 40))
+        check_output_size("bmp", 38_000, 38_000, core.Limits(output_pixels=1 << 40))
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-@pytest.mark.parametrize("format", list(core.options.FORMATS))
+@pytest.mark.parametrize("format", list(FORMATS))
 def test_a_full_disk(format: str) -> None:
     before = Path("/dev/full").stat()
     with pytest.raises(core.OutputError, match="No space left") as caught:
@@ -198,7 +200,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     path.write_bytes(b"no picture")
     run = subprocess.run([sys.executable, "-m", "core", str(path)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (3, "")
-    assert run.stderr == f"error: {path}: not a picture that can be read: give {image.READABLE}\n"
+    assert run.stderr == f"error: {path}: not a picture that can be read: give {READABLE}\n"
 
 
 def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,9 +20,10 @@ import tifffile
 from PIL import Image, IptcImagePlugin
 
 import core
-from core.codecs.decode import Picture, decode, pages
+from core.codecs.read import decode, pages
 from core.engine import run as engine
-from core.options import FORMATS
+from core.formats import FORMATS
+from core.picture import Picture
 from tests.unit import profiles
 from tests.unit.pictures import (
     XMP,

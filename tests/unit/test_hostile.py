@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import core
-from core.codecs.decode import decode, pages
+from core.codecs.read import decode, pages
 from core.engine import run as engine
 from tests.unit import hostile
 from tests.unit.pictures import corners, png_chunk, saved, srgb_profile

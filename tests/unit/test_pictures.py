@@ -17,11 +17,11 @@ from PIL import Image, ImageCms, ImageDraw
 
 import core
 from core.__main__ import main
-from core.codecs import decode as image
-from core.codecs import encode, tiff
-from core.codecs.decode import decode, pages
+from core.codecs import tiff, webp
+from core.codecs.read import decode, pages
 from core.engine import run as engine
-from core.pixels import alpha as transparency
+from core.formats import READ_FORMATS, sniff
+from core.pixels.alpha import extend_edges
 from tests.unit import profiles
 from tests.unit.codecs.test_decode import turned
 from tests.unit.pictures import (
@@ -128,12 +128,12 @@ def test_hidden_colour_is_that_of_the_neighbours() -> None:
     alpha = np.zeros((33, 47), np.uint8)
     alpha[:, :20] = 255
     alpha[:, 20] = 1
-    found = transparency.extend_edges(pixels, alpha)
+    found = extend_edges(pixels, alpha)
     assert (found[:, :20] == (250, 10, 90)).all()
     assert (found[:, 20] == 0).all()  # visible, if barely: its own colour stays
     assert np.abs(found[:, 21:].astype(int) - (250, 10, 90)).max() <= 10
-    assert transparency.extend_edges(pixels, np.full_like(alpha, 9)) is pixels
-    assert transparency.extend_edges(pixels, np.zeros_like(alpha)) is pixels
+    assert extend_edges(pixels, np.full_like(alpha, 9)) is pixels
+    assert extend_edges(pixels, np.zeros_like(alpha)) is pixels
 
 
 def _pulled(colour: Array, weight: Array) -> Array:
@@ -163,14 +163,14 @@ def test_hidden_colour_in_strips_is_that_of_the_whole(size: tuple[int, int], dty
     weight = (alpha[:, :, None].astype(np.float32) / top).astype(np.float32)
     pulled: Array = np.rint(_pulled(pixels.astype(np.float32), weight)).astype(dtype)
     expected = np.where(alpha[:, :, None] == 0, pulled, pixels)
-    assert np.array_equal(transparency.extend_edges(pixels, alpha), expected)
+    assert np.array_equal(extend_edges(pixels, alpha), expected)
 
 
 def test_hidden_colour_takes_little_memory() -> None:
     pixels, alpha = np.zeros((2000, 1500, 3), np.uint8), np.zeros((2000, 1500), np.uint8)
     alpha[::7, ::5] = 255
     tracemalloc.start()
-    transparency.extend_edges(pixels, alpha)
+    extend_edges(pixels, alpha)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= 20 * alpha.size  # bytes
@@ -370,7 +370,7 @@ def test_what_was_lossless_stays_lossless(lanczos: None) -> None:
         assert after is not None
         assert (b"VP8L" in after[:200]) is lossless
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_MAX_LOSSLESS_WEBP", 900)
+        patch.setattr(webp, "MAX_LOSSLESS_PIXELS", 900)
         large = core.upscale(saved(corners(), "PNG"), core.Options(format="webp"))
         assert b"VP8L" not in (large.data or b"")
         assert any("choose png" in note for note in large.notes)
@@ -751,11 +751,11 @@ def test_the_declared_type_must_be_true(declared: str | None, fits: bool) -> Non
 
 
 def test_sniffing_knows_what_is_read() -> None:
-    for name, pillow in image.READ_FORMATS.items():
+    for name, pillow in READ_FORMATS.items():
         if name != "heif":
-            assert image.sniff(saved(corners(), pillow)) == name
-    assert image.sniff(b"%PDF-1.7") is None
-    assert image.sniff(b"\0\0\0\x18ftypisom\0\0\0\0isommp42") is None
+            assert sniff(saved(corners(), pillow)) == name
+    assert sniff(b"%PDF-1.7") is None
+    assert sniff(b"\0\0\0\x18ftypisom\0\0\0\0isommp42") is None
 
 
 def test_full_exif_of_a_phone_picture_in_png() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from core.options import FORMATS
+from core.formats import FORMATS
 from handler.settings import Settings, get_settings
 
 

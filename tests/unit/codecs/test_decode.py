@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 import core
-from core.codecs import decode as image
+from core.codecs.read import decode
+from core.formats import FORMATS, SUFFIXES
 from tests.unit.pictures import Array, corners, exif_block, opened, saved, srgb_profile
 
 LOSSLESS = ["png", "tiff", "bmp"]
@@ -42,7 +43,7 @@ def test_orientation_is_applied_once(format: str, orientation: int) -> None:
 
     header = core.probe(data)
     assert (header.width, header.height) == (20, 12)
-    picture = image.decode(data)
+    picture = decode(data)
     assert np.abs(picture.pixels.astype(int) - upright).max() <= (6 if format == "jpeg" else 0)
 
     result = core.upscale(data)
@@ -58,7 +59,7 @@ def test_orientation_is_applied_once(format: str, orientation: int) -> None:
 def test_orientation_agrees_with_pillow() -> None:
     for orientation in range(1, 9):
         data = saved(turned(corners(), orientation), "PNG", exif=exif_block(Orientation=orientation))
-        assert np.array_equal(np.asarray(ImageOps.exif_transpose(opened(data))), image.decode(data).pixels)
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(opened(data))), decode(data).pixels)
 
 
 @pytest.mark.parametrize("format", ["png", "tiff", "webp"])
@@ -96,7 +97,7 @@ def test_grey_stays_one_channel(format: str) -> None:
 
 def test_one_bit_becomes_grey() -> None:
     dots = Image.fromarray(corners()[:, :, 0]).convert("1")
-    picture = image.decode(saved(dots, "PNG"))
+    picture = decode(saved(dots, "PNG"))
     assert picture.pixels.shape == (12, 20, 1)
     assert set(np.unique(picture.pixels)) == {0, 255}
     assert opened(core.upscale(saved(dots, "PNG")).data).mode == "L"
@@ -104,7 +105,7 @@ def test_one_bit_becomes_grey() -> None:
 
 def test_palette_becomes_colour() -> None:
     colours = Image.fromarray(corners()).quantize(200)
-    picture = image.decode(saved(colours, "PNG"))
+    picture = decode(saved(colours, "PNG"))
     assert np.array_equal(picture.pixels, np.asarray(colours.convert("RGB")))
     assert picture.alpha is None
 
@@ -115,7 +116,7 @@ def test_palette_with_transparency_becomes_colour_with_alpha(transparency: int |
     indexed.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     indexed.putdata([0, 1, 2, 3])
     data = saved(indexed, "PNG", transparency=transparency)
-    picture = image.decode(data)
+    picture = decode(data)
     assert picture.pixels[0].tolist() == [[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]]
     assert picture.alpha is not None
     wanted = [255, 255, 255, 0] if transparency == 3 else [0, 128, 255, 7]
@@ -126,7 +127,7 @@ def test_palette_with_transparency_becomes_colour_with_alpha(transparency: int |
 def test_transparent_colour_of_a_colour_picture() -> None:
     pixels = np.full((3, 4, 3), 200, np.uint8)
     pixels[1, 2] = (1, 2, 3)
-    picture = image.decode(saved(pixels, "PNG", transparency=(1, 2, 3)))
+    picture = decode(saved(pixels, "PNG", transparency=(1, 2, 3)))
     assert picture.alpha is not None
     assert np.argwhere(picture.alpha == 0).tolist() == [[1, 2]]
 
@@ -161,12 +162,12 @@ def test_jpeg_has_no_transparency_and_says_so() -> None:
     assert np.asarray(opened(result.data)).min() > 250
 
 
-@pytest.mark.parametrize("format", list(core.options.FORMATS))
+@pytest.mark.parametrize("format", list(FORMATS))
 def test_every_output_format_is_what_it_says(format: str) -> None:
     result = core.upscale(saved(corners(), "PNG"), core.Options(format=format))
     found = opened(result.data)
-    assert image.SUFFIXES[format] in Image.registered_extensions()
-    assert Image.registered_extensions()[image.SUFFIXES[format]] == found.format
+    assert SUFFIXES[format] in Image.registered_extensions()
+    assert Image.registered_extensions()[SUFFIXES[format]] == found.format
     assert result.media_type == Image.MIME[found.format]
     assert found.size == (40, 24)
 
@@ -182,7 +183,7 @@ def test_every_kind_of_source_gives_the_same(tmp_path: Path) -> None:
 
     sources: list[Any] = [str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data), Pipe(data)]
     for source in sources:
-        assert np.array_equal(image.decode(source).pixels, corners())
+        assert np.array_equal(decode(source).pixels, corners())
     stream = io.BytesIO(data)
     assert core.probe(stream) == core.probe(data)
     assert stream.tell() == 0

@@ -19,9 +19,9 @@ import tifffile
 from PIL import Image
 
 import core
-from core.codecs import decode as image
 from core.codecs import sandbox
-from core.codecs.decode import decode, pages
+from core.codecs.read import decode, pages
+from core.picture import Picture
 from tests.unit.pictures import corners, huge_png, saved, with_everything
 
 ELSEWHERE = core.Limits(worker=True)
@@ -33,7 +33,7 @@ def _ended() -> Iterator[None]:
     sandbox._stop()
 
 
-def same(one: image.Picture, other: image.Picture) -> bool:
+def same(one: Picture, other: Picture) -> bool:
     alphas = one.alpha is other.alpha or np.array_equal(one.alpha, other.alpha)  # type: ignore[arg-type]
     facts = [
         (p.meta, p.duration, p.levels, p.lossless, p.quality, p.subsampling, p.notes, p.pixels.dtype)

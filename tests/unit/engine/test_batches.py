@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from core import models
-from core.codecs.decode import Pixels
 from core.engine import batches as cuda
 from core.engine import run as engine
 from core.engine.tiling import plan
@@ -20,6 +19,7 @@ from core.models import make_job
 from core.networks import swin2sr
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
+from core.picture import Pixels
 from core.pixels.resize import Rows
 from tests.unit.networks.test_swin2sr import AUX, DIRECT, SMALL, ours, picture, psnr, random_state
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 import core
 from core import models
-from core.codecs.decode import Pixels
 from core.engine import run as engine
 from core.engine.tiling import plan
 from core.models import Job, make_job
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
+from core.picture import Pixels
 from core.pixels.resize import Rows
 
 CPU = torch.device("cpu")
@@ -139,7 +139,7 @@ def test_swin2sr_with_too_little_halo_is_not_equal(small_swin2sr: Path) -> None:
 def test_the_real_checkpoint_in_tiles() -> None:
     """Exact is equal; the default halo of 16 measures at least 70 dB on a photo."""
     model, _ = engine.load(str(LIGHTWEIGHT), CPU, torch.float32)
-    photo = core.codecs.decode.decode(SHARED / "bench/Set5/butterfly.png").pixels[:128, :]
+    photo = core.codecs.read.decode(SHARED / "bench/Set5/butterfly.png").pixels[:128, :]
     photo = np.concatenate([photo, photo[:, ::-1]], axis=1)  # wider than a tile and its halo of 104
     whole = run(model, photo, 4096)
     assert np.array_equal(run(model, photo, 48), whole)

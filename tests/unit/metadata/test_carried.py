@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import core
-from core.codecs.decode import decode
-from core.metadata import carried as metadata
-from core.metadata import exif
-from core.metadata.carried import Metadata
+from core.codecs.read import decode
+from core.formats import FORMATS
+from core.metadata import exif, ifd
+from core.metadata.carried import MAX_BLOCK, Metadata, bounded, exif_with_resolution
+from core.metadata.iptc import from_raw_profile, iptc_of
+from core.metadata.resolution import valid_dpi
+from core.metadata.xmp import corrected_xmp
 from tests.unit.pictures import XMP, app13, corners, full_exif, iptc_records, opened, saved, with_everything
 
 ORDERS = ["<", ">"]
@@ -79,8 +82,8 @@ def test_the_resolution_can_be_changed(order: str) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_block_survives_being_read_and_written(order: str) -> None:
-    directory = exif.read_block(full_exif(order))
-    again = fields(exif.write_block(directory))
+    directory = ifd.read_block(full_exif(order))
+    again = fields(ifd.write_block(directory))
     before = fields(full_exif(order))
     assert dict(again) | {0x8769: 0, 0x8825: 0} == dict(before) | {0x8769: 0, 0x8825: 0}
     for pointer in (0x8769, 0x8825):
@@ -97,15 +100,15 @@ def test_a_damaged_block_harms_nobody(data: st.DataObject) -> None:
     after = exif.corrected(cut, 40, 24, (72.0, 72.0), True)
     assert after is None or len(after) <= len(cut)
     with contextlib.suppress(ValueError, struct.error):
-        exif.write_block(exif.read_block(cut))
-    metadata.exif_with_resolution(Metadata(exif=cut, dpi=(72.0, 72.0)))
+        ifd.write_block(ifd.read_block(cut))
+    exif_with_resolution(Metadata(exif=cut, dpi=(72.0, 72.0)))
 
 
 def test_a_block_that_can_be_corrected_but_not_read() -> None:
     block = full_exif("<", orientation=1).replace(
         struct.pack("<HHI", 0x829A, 5, 1), struct.pack("<HHI", 0x829A, 5, 1 << 20)
     )
-    for format in core.options.FORMATS:
+    for format in FORMATS:
         result = core.upscale(saved(corners(), "PNG", exif=block), core.Options(format=format))
         assert decode(result.data or b"").pixels.shape == (24, 40, 3)
 
@@ -115,30 +118,30 @@ def test_offsets_beyond_all_numbers() -> None:
         block = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8825, kind, number, 26) + bytes(4)
         block += b"\xff" * 64
         with pytest.raises(ValueError, match="outside"):
-            exif.read_block(block)
+            ifd.read_block(block)
     big = struct.pack("<QHHQQ", 1, 270, 2, 100, 1 << 63)
     with pytest.raises(ValueError, match="outside"):
-        exif.read_tiff(io.BytesIO(bytes(8) + big), 8, "<", True)
+        ifd.read_tiff(io.BytesIO(bytes(8) + big), 8, "<", True)
     with pytest.raises(ValueError, match="outside"):
-        exif.read_tiff(io.BytesIO(bytes(8)), 1 << 63, "<", True)
+        ifd.read_tiff(io.BytesIO(bytes(8)), 1 << 63, "<", True)
 
 
 def test_directories_in_a_circle_end() -> None:
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)
     block = b"II*\0" + struct.pack("<IH", 8, 3) + entry * 3 + struct.pack("<I", 8)
-    assert exif.read_block(block).below[0x8769].below[0x8769].below == {}
+    assert ifd.read_block(block).subdirectories[0x8769].subdirectories[0x8769].subdirectories == {}
     exif.corrected(block, 1, 1, None, True)
 
 
 def test_many_pointers_to_large_directories_take_no_time() -> None:
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)
     block = b"II*\0" + struct.pack("<IH", 8, 1000) + entry * 1000 + bytes(4)
-    exif.read_block(block)
+    ifd.read_block(block)
     exif.corrected(block, 1, 1, None, True)
 
 
 def test_xmp_becomes_true_of_the_result() -> None:
-    after = metadata.corrected_xmp(XMP, 40, 24)
+    after = corrected_xmp(XMP, 40, 24)
     assert after is not None
     assert b'tiff:Orientation="1"' in after
     assert b'exif:PixelXDimension="40"' in after
@@ -150,44 +153,44 @@ def test_xmp_becomes_true_of_the_result() -> None:
 
 
 def test_xmp_without_the_place() -> None:
-    after = metadata.corrected_xmp(XMP, 40, 24, drop_gps=True)
+    after = corrected_xmp(XMP, 40, 24, drop_gps=True)
     assert after is not None
     assert b"GPS" not in after
     assert b"T\xc3\xaftle" in after
     hidden = XMP.replace(b"<dc:title>", b"<exif:GPSx><rdf:Seq>1</rdf:Seq></exif:GPSx><dc:title>")
-    assert metadata.corrected_xmp(hidden, 40, 24, drop_gps=True) is None
-    assert metadata.corrected_xmp("<exif:GPSLatitude>".encode("utf-16"), 40, 24, drop_gps=True) is None
+    assert corrected_xmp(hidden, 40, 24, drop_gps=True) is None
+    assert corrected_xmp("<exif:GPSLatitude>".encode("utf-16"), 40, 24, drop_gps=True) is None
 
 
 def test_xmp_loses_the_thumbnail() -> None:
     packet = b"<a><xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails></a>"
-    assert metadata.corrected_xmp(packet, 1, 1) == b"<a></a>"
+    assert corrected_xmp(packet, 1, 1) == b"<a></a>"
 
 
 @pytest.mark.parametrize(
     "piece", [b"tiff:Orientation=", b" exif:GPSA='", b"<exif:GPSA>", b"<xmp:Thumbnails", b"GPS" * 9]
 )
 def test_a_hostile_packet_costs_no_more_than_its_length(piece: bytes) -> None:
-    packet = piece * (metadata.MAX_BLOCK // len(piece))
-    metadata.corrected_xmp(packet, 1, 1, True)  # a pattern that backtracks would take hours
+    packet = piece * (MAX_BLOCK // len(piece))
+    corrected_xmp(packet, 1, 1, True)  # a pattern that backtracks would take hours
 
 
 def test_iptc_is_found_among_other_resources() -> None:
     segment = app13(iptc_records())
-    assert metadata.iptc_of(segment[4 + len(b"Photoshop 3.0\0") :]) == iptc_records()
-    assert metadata.iptc_of(b"8BIM") is None
-    assert metadata.iptc_of(b"") is None
+    assert iptc_of(segment[4 + len(b"Photoshop 3.0\0") :]) == iptc_records()
+    assert iptc_of(b"8BIM") is None
+    assert iptc_of(b"") is None
 
 
 @given(st.binary(max_size=60))
 def test_resources_of_any_bytes(junk: bytes) -> None:
-    metadata.iptc_of(b"8BIM" + junk)
-    metadata._from_raw_profile(junk.decode("latin-1"))
+    iptc_of(b"8BIM" + junk)
+    from_raw_profile(junk.decode("latin-1"))
 
 
 def test_blocks_that_are_too_large_are_left_out_and_told() -> None:
     huge = Metadata(icc=bytes(5 << 20), exif=bytes(2 << 20), xmp=bytes(5 << 20), text=(("Comment", "x" * (2 << 20)),))
-    found, notes = metadata.bounded(huge)
+    found, notes = bounded(huge)
     assert found == Metadata()
     assert len(notes) == 4
 
@@ -206,7 +209,7 @@ def test_strip_leaves_colour_only() -> None:
 
 def test_the_place_is_left_out_of_every_format() -> None:
     data = with_everything(corners(12, 20))
-    for format in core.options.FORMATS:
+    for format in FORMATS:
         result = core.upscale(data, core.Options(drop_gps=True, format=format)).data
         assert result is not None
         assert b"GPS" not in result
@@ -218,7 +221,7 @@ def test_the_place_is_left_out_of_every_format() -> None:
 
 def test_printed_size_can_be_kept() -> None:
     data = with_everything(corners(12, 20))
-    for format in core.options.FORMATS:
+    for format in FORMATS:
         for options, wanted in (
             (core.Options(scale=3, format=format), 300),
             (core.Options(scale=3, format=format, keep_size=True), 900),
@@ -230,7 +233,7 @@ def test_printed_size_can_be_kept() -> None:
 
 @pytest.mark.parametrize("dpi", [(0, 0), (-1, 5), (float("nan"), 1), ("x", "y"), None, 3, (1,), (1e9, 1e9)])
 def test_resolutions_that_make_no_sense(dpi: object) -> None:
-    assert metadata.valid_dpi(dpi) is None
+    assert valid_dpi(dpi) is None
 
 
 def test_markup_and_control_characters_stay_in_the_file() -> None:

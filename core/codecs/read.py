@@ -1,0 +1,77 @@
+"""The front of all reading: a header, or upright pixels, decoded here or in the sandbox.
+
+`probe` reads a header only, so that limits and estimates come before decoding. Nothing is lost on the way that this
+package can carry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import closing
+
+from core.codecs.base import Source
+from core.codecs.decode import open_source
+from core.formats import check_declared
+from core.limits import Limits
+from core.picture import Picture, Probe
+
+
+def probe(source: Source, limits: Limits | None = None, *, declared: str | None = None) -> Probe:
+    """Read the header only.
+
+    Args:
+        source: a path, the encoded bytes, or a binary file object (left open and rewound).
+        limits: what to refuse; the defaults of `Limits` when None.
+        declared: the media type or file name that the file came with; refused when the content is something else.
+
+    Raises:
+        UnreadableImage: not an image in a format that we read, not the declared one, or its header is damaged.
+        TooLarge: over a limit.
+    """
+    limits = limits or Limits()
+    if limits.worker:
+        from core.codecs import sandbox  # only where it is wanted: Windows has no such processes
+
+        found = sandbox.probe(source, limits)
+    else:
+        with open_source(source, limits) as (found, _):
+            pass
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and source.seekable():
+        source.seek(0)
+    check_declared(found.format, declared)
+    return found
+
+
+def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
+    """Decode frame by frame, or page by page, to upright pixels; a single picture is one page.
+
+    Args:
+        source: a path, the encoded bytes, or a binary file object (left open).
+        limits: what to refuse; the defaults of `Limits` when None.
+
+    Raises:
+        UnreadableImage: not an image in a format that we read, or damaged.
+        TooLarge: over a limit.
+    """
+    limits = limits or Limits()
+    if limits.worker:
+        from core.codecs import sandbox
+
+        yield from sandbox.pages(source, limits)
+        return
+    with open_source(source, limits) as (_, decode_pages):
+        yield from decode_pages()
+
+
+def decode(source: Source, limits: Limits | None = None) -> Picture:
+    """The first frame or page of `pages`, or the only one."""
+    with closing(pages(source, limits)) as found:
+        return next(found)
+
+
+def rewindable(source: Source, limits: Limits) -> Source:
+    """The same source, read into memory when it is a pipe: a header and then the pixels will be read from it."""
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or source.seekable():
+        return source
+    return source.read(limits.input_bytes + 1)

@@ -1,0 +1,106 @@
+"""Formats of picture files: their names, endings, media types and signatures, and what each can hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import UnreadableImage
+
+#: Output formats by their names in options, with Pillow's name.
+FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
+#: What is read, with Pillow's name; HEIF is read by a library of its own.
+READ_FORMATS = {**FORMATS, "gif": "GIF", "heif": "HEIF"}
+MEDIA_TYPES = {
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    "webp": "image/webp",
+    "tiff": "image/tiff",
+    "bmp": "image/bmp",
+    "avif": "image/avif",
+    "gif": "image/gif",
+    "heif": "image/heif",
+}
+SUFFIXES = {
+    "jpeg": ".jpg",
+    "png": ".png",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "avif": ".avif",
+    "gif": ".gif",
+    "heif": ".heic",
+}
+_BY_SUFFIX = {
+    **{suffix: name for name, suffix in SUFFIXES.items()},
+    **dict.fromkeys((".jpeg", ".jpe", ".jfif"), "jpeg"),
+    **dict.fromkeys((".tiff",), "tiff"),
+    **dict.fromkeys((".heif", ".hif"), "heif"),
+    **dict.fromkeys((".apng",), "png"),
+    **dict.fromkeys((".dib",), "bmp"),
+}
+#: Endings of files that can be read.
+READ_SUFFIXES = frozenset(_BY_SUFFIX)
+_BY_MEDIA_TYPE = {
+    **{media_type: name for name, media_type in MEDIA_TYPES.items()},
+    **dict.fromkeys(("image/jpg", "image/pjpeg"), "jpeg"),
+    **dict.fromkeys(("image/apng", "image/x-png", "image/vnd.mozilla.apng"), "png"),
+    **dict.fromkeys(("image/tif", "image/x-tiff"), "tiff"),
+    **dict.fromkeys(("image/x-ms-bmp", "image/x-bmp"), "bmp"),
+    **dict.fromkeys(("image/avif-sequence",), "avif"),
+    **dict.fromkeys(("image/heic", "image/heic-sequence", "image/heif-sequence"), "heif"),
+}
+#: Longest side that a format can hold, in pixels.
+MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 32_768}
+#: A BMP states its size in 32 bits; three bytes a pixel.
+MAX_BMP_PIXELS = 0xFFFF_0000 // 3
+#: For messages.
+READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
+#: Formats that store frames with times, and those that store pages.
+ANIMATED, PAGED = frozenset({"png", "webp", "avif"}), frozenset({"tiff"})
+
+
+def suffix_format(suffix: str) -> str | None:
+    """The output format that a file name's suffix stands for, or None: ".jpg" is "jpeg"."""
+    name = _BY_SUFFIX.get(suffix.lower())
+    return name if name in FORMATS else None
+
+
+def sniff(head: bytes) -> str | None:
+    """The format that a file's first bytes name, one of `READ_FORMATS`, or None."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":  # ISO/IEC 14496-12: major brand, version, compatible brands
+        length = min(int.from_bytes(head[:4], "big"), 256)
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        return "heif" if brands & {b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx"} else None
+    return "bmp" if head.startswith(b"BM") else None
+
+
+def check_declared(format: str, declared: str | None) -> None:
+    """Refuse a file that is not what it came as.
+
+    Args:
+        format: what it is, one of `READ_FORMATS`.
+        declared: a media type ("image/png"; parameters are ignored), a file name, or None. Types and endings that
+            say nothing ("application/octet-stream", "photo") are not held against the file.
+
+    Raises:
+        UnreadableImage: they disagree.
+    """
+    if not declared:
+        return
+    name = declared.split(";")[0].strip().lower()
+    said = _BY_MEDIA_TYPE.get(name) or _BY_SUFFIX.get(Path(name).suffix)
+    # AVIF is stored in HEIF, and some call it so.
+    if said is not None and said != format and {said, format} != {"heif", "avif"}:
+        raise UnreadableImage(f"declared as {said}, but the content is {format}: give the true type")

@@ -1,0 +1,72 @@
+"""Every refusal before any work: of an input by its header, of a result by its size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.errors import OptionsError, TooLarge, UnreadableImage
+from core.formats import MAX_BMP_PIXELS, MAX_SIDE
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before any work. The defaults suit a machine of one's own.
+
+    Attributes:
+        input_bytes: size of the encoded input.
+        input_pixels: width * height of the input, from its header, all frames or pages together.
+        output_pixels: width * height of the result, all frames or pages together.
+        frames: frames of an animation, or pages.
+        side: longer side of the input.
+        worker: decode in a process of its own, where a crash, a hang or a blow-up of the decoder ends only that
+            process; for pictures of strangers (Linux and macOS).
+        worker_seconds: CPU time that it may take for one picture.
+        worker_bytes: memory that it may take for one picture.
+    """
+
+    input_bytes: int = 1_000_000_000
+    input_pixels: int = 250_000_000
+    output_pixels: int = 1_000_000_000
+    frames: int = 1_000
+    side: int = 200_000
+    worker: bool = False
+    worker_seconds: int = 60
+    worker_bytes: int = 4_000_000_000
+
+
+def check_size(width: int, height: int, frames: int, limits: Limits) -> None:
+    """Refuse an input by its header.
+
+    Raises:
+        UnreadableImage: there are no pixels.
+        TooLarge: over a limit.
+    """
+    if width < 1 or height < 1 or frames < 1:
+        raise UnreadableImage("the picture is damaged: it has no pixels")
+    size = f"{width}x{height}" + (f" pixels in {frames} frames" if frames > 1 else " pixels")
+    if frames > limits.frames:
+        raise TooLarge(f"the input has more frames or pages than the limit of {limits.frames:,}")
+    if max(width, height) > limits.side:
+        raise TooLarge(f"the input has {size}, over the limit of {limits.side:,} pixels a side")
+    if width * height * frames > limits.input_pixels:
+        megapixels = f"{limits.input_pixels / 1e6:,.6g} megapixels"
+        raise TooLarge(f"the input has {size}, over the limit of {megapixels}")
+
+
+def check_output_size(format: str, width: int, height: int, limits: Limits, frames: int = 1) -> None:
+    """Refuse a result that is over the limit, or that the format cannot hold, before the work.
+
+    Raises:
+        TooLarge: more output pixels than the limit.
+        OptionsError: a side is longer than the format can store.
+    """
+    if width * height * frames > limits.output_pixels:
+        raise TooLarge(
+            f"the result would have {width}x{height} pixels{f' in {frames} frames' if frames > 1 else ''}, "
+            f"over the limit of {limits.output_pixels / 1e6:,.6g} megapixels: ask for a smaller scale"
+        )
+    longest = MAX_SIDE.get(format)
+    if longest is not None and max(width, height) > longest:
+        raise OptionsError(f"{format} holds at most {longest} pixels a side, not {width}x{height}: choose png or tiff")
+    if format == "bmp" and width * height > MAX_BMP_PIXELS:
+        raise OptionsError(f"bmp holds at most {MAX_BMP_PIXELS / 1e6:.0f} megapixels: choose png or tiff")
