@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.errors import OptionsError
@@ -10,6 +11,9 @@ from core.errors import OptionsError
 #: Output formats by their names in options, with Pillow's name.
 FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
 MAX_SCALE = 8.0
+
+#: Called with tiles done and tiles in all; it may raise `core.errors.Cancelled` to stop between two tiles.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

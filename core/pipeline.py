@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +20,16 @@ from core.codecs import decode as image
 from core.codecs import encode
 from core.codecs.decode import Picture, Pixels, Probe, Source
 from core.engine import allocator
+from core.engine.plan import make_plan
 from core.errors import TooLarge, UnreadableImage
 from core.metadata import carried as metadata
-from core.options import MAX_SCALE, Limits, Options, Result
+from core.options import MAX_SCALE, Limits, Options, Progress, Result
 from core.pixels import alpha as transparency
 from core.pixels.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
-    from core.engine.run import Loaded, Part
-
-Progress = Callable[[int, int], None]
+    from core.engine.load import Loaded
+    from core.engine.run import Part
 
 _LANCZOS_ROWS = 256  # input rows at a time where no network cuts the picture into strips
 
@@ -83,11 +83,11 @@ def _run(
     stream: BinaryIO,
     format: str,
 ) -> Result:
-    from core.engine import run as engine  # torch is imported here, once a picture has been found to be one
+    from core.engine import load  # torch is imported here, once a picture has been found to be one
 
-    device = engine.pick_device(options.device)
+    device = load.pick_device(options.device)
     chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
-    loaded = engine.load_first(chain, device)
+    loaded = load.load_first(chain, device)
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()
@@ -168,11 +168,11 @@ def _precise(loaded: Loaded) -> Loaded:
     """The same model in fp32: bf16 has eight bits for a number, and a deep picture has more."""
     import torch
 
-    from core.engine import run as engine
+    from core.engine import load
 
     if loaded.model is None or loaded.model.dtype == torch.float32:
         return loaded
-    model, seconds = engine.load(loaded.name, loaded.model.device, torch.float32)
+    model, seconds = load.load(loaded.name, loaded.model.device, torch.float32)
     return replace(loaded, model=model, seconds=loaded.seconds + seconds)
 
 
@@ -228,7 +228,7 @@ def _parts(
     pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
 ) -> Iterator[Part]:
     """The result in parts as they get ready; a network's own as they are, but resampled ones in strips."""
-    from core.engine import run as engine
+    from core.engine import run
 
     height, width = pixels.shape[:2]
     strips: Iterator[Rows]
@@ -236,12 +236,12 @@ def _parts(
         strips = _lanczos_strips(pixels, progress)
     else:
         wanted = max(out_height / height, out_width / width)
-        job = models.make_job(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-        height, width = height * job.scale, width * job.scale
+        plan = make_plan(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
+        height, width = height * plan.scale, width * plan.scale
         if (height, width) == (out_height, out_width):
-            yield from engine.upscale_parts(loaded.model, pixels, job, progress)
+            yield from run.upscale_parts(loaded.model, pixels, plan, progress)
             return
-        strips = engine.upscale_strips(loaded.model, pixels, job, progress)
+        strips = run.upscale_strips(loaded.model, pixels, plan, progress)
     if pixels.shape[2] == 1:
         strips = (strip.mean(axis=2, keepdims=True) for strip in strips)
     y = 0

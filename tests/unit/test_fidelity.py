@@ -21,7 +21,7 @@ from PIL import Image, IptcImagePlugin
 
 import core
 from core.codecs.decode import Picture, decode, pages
-from core.engine import run as engine
+from core.engine import load
 from core.options import FORMATS
 from tests.unit import profiles
 from tests.unit.pictures import (
@@ -510,8 +510,8 @@ ORIENTED = ["jpeg", "png", "webp", "tiff", "avif", "heif"]
 @pytest.fixture(autouse=True)
 def _lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a picture is measured here, without what a network adds to it."""
-    plain = engine.Loaded(None, "lanczos", False, "", 0.0)
-    monkeypatch.setattr(engine, "load_first", lambda chain, device: plain)
+    plain = load.Loaded(None, "lanczos", False, "", 0.0)
+    monkeypatch.setattr(load, "load_first", lambda chain, device: plain)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -587,5 +587,5 @@ Made by `python -m bench.awkward`.
 
 
 if __name__ == "__main__":
-    engine.load_first = lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0)
+    load.load_first = lambda chain, device: load.Loaded(None, "lanczos", False, "", 0.0)
     print(document(), end="")

@@ -20,7 +20,7 @@ from core.__main__ import main
 from core.codecs import decode as image
 from core.codecs import encode, tiff
 from core.codecs.decode import decode, pages
-from core.engine import run as engine
+from core.engine import load
 from core.pixels import alpha as transparency
 from tests.unit import profiles
 from tests.unit.codecs.test_decode import turned
@@ -44,7 +44,7 @@ ALPHA = pytest.mark.parametrize("network", [False, True])
 
 @pytest.fixture
 def lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_first", lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0))
+    monkeypatch.setattr(load, "load_first", lambda chain, device: load.Loaded(None, "lanczos", False, "", 0.0))
 
 
 # Orientation
@@ -243,10 +243,10 @@ def test_the_embedded_network_keeps_more_than_eight_bits() -> None:
 def test_deep_pictures_of_a_lossy_network_dtype_run_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(engine, "pick_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(load, "pick_dtype", lambda device: torch.bfloat16)
     assert core.upscale(saved(corners(), "PNG")).dtype == "bfloat16"
     assert core.upscale(bytes(imagecodecs.png_encode(corners().astype(np.uint16) * 257))).dtype == "float32"
-    engine._warm.clear()
+    load._warm.clear()
 
 
 @pytest.mark.parametrize("bits", [10, 12])
