@@ -10,7 +10,7 @@ from core.errors import OptionsError
 from core.formats import FORMATS
 
 MAX_SCALE = 8.0
-#: Called with tiles done and tiles in all.
+#: Called with tiles done and tiles in all; it may raise `core.errors.Cancelled` to stop between two tiles.
 Progress = Callable[[int, int], None]
 
 

@@ -67,8 +67,9 @@ def test_the_installed_command_upscales_from_another_folder(built: Path, tmp_pat
     """An empty environment, and the plain dependencies of the wheel in it."""
     place = tmp_path / "environment"
     venv.create(place, with_pip=True)
-    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, next(built.glob("*.whl")), cwd=tmp_path)
+    wheel = next(built.glob("*.whl"))
+    python = place / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     Image.linear_gradient("L").convert("RGB").resize((40, 30)).save(elsewhere / "photo.png")
