@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.picture import Pixels
 from core.engine.load import Model
 from core.engine.plan import make_plan
 from core.engine.run import upscale_strips
 from core.models import spec_from_config
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
+from core.picture import Pixels
 from core.pixels.resize import Rows
 
 CPU = torch.device("cpu")
