@@ -8,7 +8,7 @@ from core.errors import UnreadableImage
 
 #: Output formats by their names in options, with Pillow's name.
 FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
-#: What is read, with Pillow's name; HEIF is read by a library of its own.
+#: What is read, with Pillow's name; HEIF is read by a separate library.
 READ_FORMATS = {**FORMATS, "gif": "GIF", "heif": "HEIF"}
 MEDIA_TYPES = {
     "jpeg": "image/jpeg",

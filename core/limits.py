@@ -10,7 +10,7 @@ from core.formats import MAX_BMP_PIXELS, MAX_SIDE
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused before any work. The defaults suit a machine of one's own.
+    """What is refused before any work. The defaults suit one's own machine.
 
     Attributes:
         input_bytes: size of the encoded input.
@@ -18,7 +18,7 @@ class Limits:
         output_pixels: width * height of the result, all frames or pages together.
         frames: frames of an animation, or pages.
         side: longer side of the input.
-        worker: decode in a process of its own, where a crash, a hang or a blow-up of the decoder ends only that
+        worker: decode in a separate process, where a crash, a hang or a blow-up of the decoder ends only that
             process; for pictures of strangers (Linux and macOS).
         worker_seconds: CPU time that it may take for one picture.
         worker_bytes: memory that it may take for one picture.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 import core
 from core import models
-from core.formats import FORMATS, SUFFIXES, suffix_format
+from core.formats import FORMATS
 from core.options import MAX_SCALE
 from handler.settings import Settings
 from handler.storage import file_name
@@ -148,8 +148,4 @@ def limits(settings: Settings) -> core.Limits:
 
 def result_name(filename: str, options: core.Options, format: str) -> str:
     """The name to save a result under: photo.jpg becomes photo-x2.jpg, or photo-x2.png when PNG was asked for."""
-    path = PurePosixPath(file_name(filename))
-    suffix = path.suffix if suffix_format(path.suffix) == format else SUFFIXES[format]
-    if options.width is None and options.height is None:
-        return file_name(f"{path.stem}-x{options.scale or 2:g}{suffix}")
-    return file_name(f"{path.stem}-{options.width or ''}x{options.height or ''}{suffix}")
+    return file_name(options.result_name(file_name(filename), format))

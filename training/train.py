@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bench.metrics import psnr_y
 from bench.quality import encoded, pixels
+from core.atomic import atomic_file
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
 from training.degrade import MARGIN, Degrade
@@ -266,9 +267,8 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, held_ba
         training.resume(checkpoint)
 
     def save() -> None:
-        part = checkpoint.with_suffix(".part")
-        torch.save(training.state(), part)
-        part.replace(checkpoint)
+        with atomic_file(checkpoint) as stream:
+            torch.save(training.state(), stream)
 
     last = saved = time.monotonic()
     for phase in phases:

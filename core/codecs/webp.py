@@ -41,7 +41,7 @@ def lossless_fits(picture: Picture) -> bool:
 
 
 def save_options(picture: Picture, quality: int | None) -> dict[str, Any]:
-    """What Pillow is to be told when it writes a picture, or an animation that begins with it.
+    """Pillow's options to write a picture, or an animation that begins with it.
 
     Args:
         picture: the first, or only one.

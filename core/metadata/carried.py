@@ -20,7 +20,7 @@ MAX_TEXT = 1 << 20
 
 @dataclass(frozen=True)
 class Metadata:
-    """Everything that is carried beside the pixels, in no file format's own shape.
+    """Everything that is carried beside the pixels, in no file format's shape.
 
     Attributes:
         icc: colour profile that the pixel values are in; None means sRGB.
@@ -92,7 +92,7 @@ def for_result(
     if meta.xmp is not None:
         xmp = corrected_xmp(meta.xmp, width, height, drop_gps)
         if xmp is None:
-            notes.append("the XMP packet was left out: its places cannot be told from the rest")
+            notes.append("the XMP packet was left out: its places cannot be separated from the rest")
     return replace(meta, exif=block, xmp=xmp, dpi=dpi), tuple(notes)
 
 

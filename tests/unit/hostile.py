@@ -14,8 +14,12 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+import core
 from tests.unit import profiles
-from tests.unit.pictures import Array, corners, saved, srgb_profile, with_everything
+from tests.unit.pictures import Array, corners, png_chunk, saved, srgb_profile, with_everything
+
+#: What damaged files are read with.
+LIMITS = core.Limits(input_bytes=1_000_000, input_pixels=400_000, output_pixels=1_600_000, frames=20)
 
 
 def _tiff(values: Array, **options: Any) -> bytes:
@@ -203,3 +207,32 @@ _PARTS: dict[str, _Parts] = {
     "gif": (_split_evenly, b"".join),
     "bmp": (_split_evenly, b"".join),
 }
+
+
+def png_of(width: int, height: int, chunks: bytes = b"") -> bytes:
+    """A PNG that claims these sides, with some chunks before its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + chunks + body + png_chunk(b"IEND", b"")
+
+
+def tiff_of(fields: dict[int, tuple[int, int]], pages: int = 1) -> bytes:
+    """A TIFF of directories with LONG fields, by tag and value; one directory points to the next."""
+    entries = {256: (4, 8), 257: (4, 8), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, 1), 279: (4, 64)}
+    entries |= fields
+    size = 2 + 12 * len(entries) + 4
+    found = b"II*\0" + struct.pack("<I", 8)
+    for page in range(pages):
+        following = 0 if page == pages - 1 else 8 + (page + 1) * size
+        found += struct.pack("<H", len(entries))
+        found += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in sorted(entries.items()))
+        found += struct.pack("<I", following)
+    return found + bytes(64)
+
+
+def gif_of(width: int, height: int, frames: Iterator[tuple[int, int, int, int]]) -> bytes:
+    """A GIF of a canvas and of frames, each (left, top, width, height)."""
+    data = b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + bytes(6)
+    for frame in frames:
+        data += b"," + struct.pack("<HHHH", *frame) + b"\0\x02\x02\x4c\x01\0"
+    return data + b";"

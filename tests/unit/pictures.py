@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 
 Array = npt.NDArray[Any]
 
@@ -172,3 +172,44 @@ def huge_png(width: int = 50_000, height: int = 50_000, size: int = 100_000) -> 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     pressed = zlib.compress(bytes(size * 1000), 9)[:size]
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pressed) + png_chunk(b"IEND", b"")
+
+
+#: Pillow's names of the formats that it writes.
+PILLOW = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}
+
+
+def turned(upright: Array, orientation: int) -> Array:
+    """Pixels as a camera stores them, so that the orientation tag makes them `upright` (EXIF 2.32, tag 0x0112)."""
+    moves: dict[int, Any] = {
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: np.rot90(p.transpose(1, 0, 2), 2),
+        8: lambda p: np.rot90(p, -1),
+    }
+    return np.ascontiguousarray(moves[orientation](upright))
+
+
+def logo() -> Array:
+    """(64, 64, 4): a white ring and bar over transparent black, with soft edges."""
+    drawn = Image.new("L", (256, 256))
+    pen = ImageDraw.Draw(drawn)
+    pen.ellipse((30, 30, 200, 200), outline=255, width=24)
+    pen.rectangle((120, 180, 240, 220), fill=255)
+    alpha = np.asarray(drawn.resize((64, 64), Image.Resampling.BOX))
+    return np.dstack([np.where(alpha[:, :, None] > 0, np.uint8(255), np.uint8(0)).repeat(3, axis=2), alpha])
+
+
+def animated(format: str, count: int = 5, **options: Any) -> bytes:
+    """An animation of (16, 24, 3) frames, each shown for 80 ms."""
+    frames = [Image.fromarray(np.roll(corners(16, 24), 4 * index, axis=1)) for index in range(count)]
+    return saved(frames[0], format, save_all=True, append_images=frames[1:], **{"duration": 80, **options})
+
+
+def deep_ramp(channels: int = 3) -> Array:
+    """(32, 256, channels) uint16: rises by 37 of 65,535 for each column, so neighbours agree in their upper bits."""
+    ramp = 11_000 + 37 * np.arange(256)
+    return np.repeat(np.tile(ramp, (32, 1))[:, :, None], channels, axis=2).astype(np.uint16)

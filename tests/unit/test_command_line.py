@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from core.__main__ import main
-from tests.unit.pictures import corners, opened, saved
+from core.formats import READABLE
+from tests.unit.pictures import (
+    animated,
+    corners,
+    huge_png,
+    opened,
+    saved,
+    with_everything,
+)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -167,3 +175,88 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+
+
+def test_the_command_names_results_by_their_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wrong.jpg").write_bytes(saved(corners(), "PNG"))
+    (tmp_path / "moving.gif").write_bytes(animated("GIF"))
+    (tmp_path / "photo.JPEG").write_bytes(saved(corners(), "JPEG"))
+    out = tmp_path / "out"
+    assert main([str(tmp_path), "--output", str(out), "--quiet"]) == 0
+    assert {path.name for path in out.iterdir()} == {"wrong-x2.png", "moving-x2.webp", "photo-x2.JPEG"}
+    assert main([str(tmp_path), "--output", str(out)]) == 0
+    assert "3 already finished" in capsys.readouterr().out
+
+
+def test_options_of_the_command(tmp_path: Path) -> None:
+    source = tmp_path / "in.jpg"
+    source.write_bytes(with_everything(corners()))
+    out = tmp_path / "out.jpg"
+    assert main([str(source), "-o", str(out), "--quiet", "--drop-gps", "--keep-size"]) == 0
+    found = opened(out.read_bytes())
+    assert found.info["dpi"] == (600, 600)
+    assert 0x8825 not in found.getexif()
+    assert main([str(source), "-o", str(out), "--quiet", "--strip"]) == 0
+    assert "exif" not in opened(out.read_bytes()).info
+
+
+def test_names_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\nerror: no\u202e.png"
+    (tmp_path / name).write_bytes(b"broken")
+    assert main([str(tmp_path / name)]) == 3
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "\x1b" not in told
+    assert "\u202e" not in told
+
+
+def cases(folder: Path) -> dict[str, tuple[list[str], int]]:
+    good = folder / "good.png"
+    good.write_bytes(saved(corners(), "PNG"))
+    for name, data in {
+        "empty.jpg": b"",
+        "text.jpg": b"this is no picture\n" * 10,
+        "cut.png": saved(corners(), "PNG")[:-60],
+        "huge.png": huge_png(),
+    }.items():
+        (folder / name).write_bytes(data)
+    return {
+        "good": ([str(good), "--quiet"], 0),
+        "bad option": ([str(good), "--scale", "99"], 2),
+        "missing": ([str(folder / "nothing.png")], 3),
+        "empty": ([str(folder / "empty.jpg")], 3),
+        "text": ([str(folder / "text.jpg")], 3),
+        "cut": ([str(folder / "cut.png")], 3),
+        "huge": ([str(folder / "huge.png")], 4),
+        "unwritable": ([str(good), "--output", str(good / "below.png")], 5),
+    }
+
+
+def test_exit_codes_are_distinct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (arguments, code) in cases(tmp_path).items():
+        assert main(arguments) == code, name
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.count("\n") == (0 if code == 0 else 1), name
+        assert "Traceback" not in told.err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "good.png", "empty.jpg", "text.jpg", "cut.png", "huge.png", "good-x2.png",
+    }  # fmt: skip
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    path = tmp_path / "text.jpg"
+    path.write_bytes(b"no picture")
+    run = subprocess.run([sys.executable, "-m", "core", str(path)], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (3, "")
+    assert run.stderr == f"error: {path}: not a picture that can be read: give {READABLE}\n"
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"broken")
+    (folder / "b.png").write_bytes(saved(corners(), "PNG"))
+    assert main([str(folder), "--quiet", "--output", str(tmp_path / "out")]) == 3
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b-x2.png"]
+    assert capsys.readouterr().err.count("\n") == 1

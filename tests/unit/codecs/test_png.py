@@ -1,0 +1,173 @@
+"""PNG: sixteen bits, colours in numbers, animations of sixteen bits."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+import core
+from core.codecs.read import decode, pages
+from tests.unit import profiles
+from tests.unit.pictures import (
+    Array,
+    animated,
+    corners,
+    png_chunk,
+    saved,
+)
+from tests.unit.profiles import DISPLAY_P3, SRGB
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dark_sixteen_bit_picture_is_not_taken_for_eight_bits(format: str, channels: int) -> None:
+    dark = (corners(20, 30, 3)[:, :, :channels] // 2).astype(np.uint16)  # nothing above 127 of 65,535
+    flat = dark[:, :, 0] if channels == 1 else dark
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, flat, photometric="minisblack" if channels == 1 else "rgb")
+    data = bytes(imagecodecs.png_encode(flat)) if format == "png" else stream.getvalue()
+    picture = decode(data)
+    assert picture.pixels.dtype == np.uint16
+    assert np.array_equal(picture.pixels, dark)
+
+
+def test_gamma_and_chromaticities_become_a_profile() -> None:
+    linear = png_chunk(b"gAMA", struct.pack(">I", 100_000))
+    p3 = [31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000]
+    wide = png_chunk(b"gAMA", struct.pack(">I", 45_455)) + png_chunk(b"cHRM", struct.pack(">8I", *p3))
+    usual = png_chunk(b"gAMA", struct.pack(">I", 45_455))
+    nonsense = png_chunk(b"gAMA", struct.pack(">I", 1)) + png_chunk(b"cHRM", bytes(32))
+    said = png_chunk(b"sRGB", b"\0") + linear
+    coded = png_chunk(b"cICP", bytes([12, 13, 0, 1]))
+    hdr = png_chunk(b"cICP", bytes([9, 16, 0, 1]))
+    plain = saved(corners(), "PNG")
+    at = plain.index(b"IDAT") - 4
+
+    def profile(extra: bytes) -> bytes | None:
+        return decode(plain[:at] + extra + plain[at:]).meta.icc
+
+    assert profile(usual) is profile(nonsense) is profile(said) is None
+    for extra, seen in ((linear, (*SRGB[:1], 1.0)), (wide, (*DISPLAY_P3[:1], 2.2)), (coded, (*DISPLAY_P3[:1], 0.0))):
+        icc = profile(extra)
+        assert icc is not None
+        colours = np.array([[[200, 100, 50], [20, 220, 120], [128, 128, 128]]], np.uint8)
+        there = np.asarray(_to_srgb(colours, icc)) / 255
+        wanted = profiles.lab(colours / 255, seen)
+        assert profiles.delta_e(profiles.lab(there), wanted)[0, [0, 2]].max() < 2  # the green is beyond sRGB in P3
+    assert profile(hdr) is None
+    assert any("HDR" in note for note in decode(plain[:at] + hdr + plain[at:]).notes)
+
+
+def _to_srgb(pixels: Array, icc: bytes) -> Image.Image:
+    found = ImageCms.profileToProfile(
+        Image.fromarray(pixels), ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+    )
+    assert found is not None
+    return found
+
+
+def test_the_extra_still_of_a_png_is_not_a_frame() -> None:
+    data = animated("PNG", default_image=True)
+    assert core.probe(data).frames == 4
+    result = core.upscale(data)
+    assert result.frames == 4
+    assert any("still picture" in note for note in result.notes)
+
+
+Drawn = tuple[Array, int, int, int, int]
+
+
+def deep_animation(frames: list[Drawn], still: Array | None = None) -> bytes:
+    """A PNG of 16 bits from (samples, left, top, disposal, blending), the first of the picture's size."""
+    height, width, channels = frames[0][0].shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    out = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    out += png_chunk(b"acTL", struct.pack(">II", len(frames), 0))
+    sequence = 0
+
+    def packed(samples: Array) -> bytes:
+        return zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples))
+
+    if still is not None:
+        out += png_chunk(b"IDAT", packed(still))
+    for index, (samples, left, top, disposal, blending) in enumerate(frames):
+        place = (samples.shape[1], samples.shape[0], left, top)
+        control = struct.pack(">IIIIIHHBB", sequence, *place, 1, 10, disposal, blending)
+        out += png_chunk(b"fcTL", control)
+        sequence += 1
+        if index == 0 and still is None:
+            out += png_chunk(b"IDAT", packed(samples))
+        else:
+            out += png_chunk(b"fdAT", struct.pack(">I", sequence) + packed(samples))
+            sequence += 1
+    return out + png_chunk(b"IEND", b"")
+
+
+def deep_noise(height: int, width: int, channels: int) -> Array:
+    return np.random.default_rng(height).integers(0, 65536, (height, width, channels)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("disposal", [0, 1, 2])
+@pytest.mark.parametrize("blending", [0, 1])
+def test_animations_of_sixteen_bits(channels: int, disposal: int, blending: int) -> None:
+    """Each frame as the specification says it is drawn, number by number."""
+    ground, part, last = deep_noise(20, 30, channels), deep_noise(8, 9, channels), deep_noise(6, 5, channels)
+    drawn = [(ground, 0, 0, 0, 0), (part, 3, 4, disposal, blending), (last, 5, 6, 0, blending), (last, 20, 0, 0, 0)]
+    data = deep_animation(drawn, still=ground if channels == 3 else None)
+    assert (core.probe(data).bits, core.probe(data).frames) == (16, 4)
+    colours = channels - 1 if channels in (2, 4) else channels
+    canvas = np.zeros((20, 30, colours + 1))
+    for picture, (samples, left, top, how, over) in zip(pages(data), drawn, strict=True):
+        kept = canvas.copy()
+        for y, x in np.ndindex(samples.shape[:2]):
+            new = samples[y, x].astype(float)
+            new = new if channels in (2, 4) else np.append(new, 65535)
+            old = canvas[top + y, left + x]
+            if over:
+                a, b = new[-1] / 65535, old[-1] / 65535 * (1 - new[-1] / 65535)
+                new = np.append((new[:-1] * a + old[:-1] * b) / max(a + b, 1e-9), (a + b) * 65535)
+            canvas[top + y, left + x] = new
+        assert picture.alpha is not None
+        assert picture.alpha.dtype == np.uint16
+        assert np.abs(np.dstack([picture.pixels, picture.alpha]) - canvas).max() <= (2 if blending else 0)
+        if how == 1:
+            canvas[top : top + samples.shape[0], left : left + samples.shape[1]] = 0
+        canvas = kept if how == 2 else canvas
+
+
+@pytest.mark.usefixtures("lanczos")
+def test_an_animation_of_sixteen_bits_stays_one() -> None:
+    ramp = (np.arange(24 * 40).reshape(24, 40, 1) * 60).astype(np.uint16)  # finer than eight bits can tell
+    data = deep_animation([(ramp, 0, 0, 0, 0), (ramp[::-1], 0, 0, 0, 0)])
+    result = core.upscale(data)
+    assert core.probe(result.data or b"").bits == 16
+    first, second = pages(result.data or b"")
+    assert len(np.unique(first.pixels)) > 1000
+    assert np.array_equal(second.pixels, first.pixels[::-1])
+    assert not any("8" in note for note in result.notes)
+    assert any("8 bits" in note for note in core.upscale(data, core.Options(format="webp")).notes)
+
+
+@pytest.mark.parametrize(("left", "top"), [(25, 0), (0, 15), (2**31, 2**31)])
+def test_a_frame_outside_of_its_picture_is_damage(left: int, top: int) -> None:
+    data = deep_animation([(deep_noise(20, 30, 3), 0, 0, 0, 0), (deep_noise(8, 9, 3), left, top, 0, 0)])
+    with pytest.raises(core.UnreadableImage, match="damaged"):
+        list(pages(data))
+
+
+def test_a_damaged_animation_of_sixteen_bits_is_unreadable_or_whole() -> None:
+    data = deep_animation([(deep_noise(5, 6, 4), 0, 0, 2, 0), (deep_noise(3, 2, 4), 1, 1, 1, 1)])
+    for at in range(8, len(data)):
+        for damaged in (data[:at], data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]):
+            try:
+                assert all(picture.pixels.shape[:2] == (5, 6) for picture in pages(damaged))
+            except core.InputError:
+                continue
