@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from core import models
-from core.engine import batches as cuda
-from core.engine import run as engine
+from core.engine import batches
+from core.engine.load import build, load
+from core.engine.plan import make_plan
+from core.engine.run import upscale_strips
 from core.networks.swin2sr import Swin2SR
 from core.networks.swin2sr_config import Swin2SRConfig
 
@@ -138,7 +140,7 @@ def swin2sr(name: str, raw: dict[str, Any], dense: float) -> None:
     operations = config.operations_per_pixel
     x = picture(2, 128)
     with torch.inference_mode():
-        cuda.full_precision()
+        batches.full_precision()
         truth = theirs(x).reconstruction[..., :256, :256]
         say(f"{name} fp32, agreement", f"{agreement(ours(x), truth):.0f} dB")
         ours = ours.to(torch.bfloat16)
@@ -158,9 +160,9 @@ def swin2sr(name: str, raw: dict[str, Any], dense: float) -> None:
 
 def compact(dense: float) -> None:
     """The embedded network: bf16 against fp32, and its speed by size."""
-    cuda.full_precision()
+    batches.full_precision()
     spec = models.MODELS["compact-x2"]
-    net = engine.build(spec, models.fetch(spec)).cuda()
+    net = build(spec, models.fetch(spec)).cuda()
     x = picture(1, 256)
     with torch.inference_mode():
         truth = net(x)
@@ -173,26 +175,26 @@ def compact(dense: float) -> None:
 
 def whole_way() -> None:
     """From pixels in memory to strips in memory, with all copies; and the same pixels as the CPU makes."""
-    model, taken = engine.load("compact-x2", torch.device("cuda"))
+    model, taken = load("compact-x2", torch.device("cuda"))
     say("compact-x2 load", f"{taken:.2f} s")
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     for tile in (256, 512, 1024):
         with trying(f"compact-x2, 12 MP, tile {tile}"):
-            job = models.make_job(model.spec, 2, exact=False, tile=tile)
+            plan = make_plan(model.spec, 2, exact=False, tile=tile)
             times = []
             for _ in range(3):  # the first picks kernels and asks for memory
                 start = time.perf_counter()
-                for _ in engine.upscale_strips(model, pixels, job):
+                for _ in upscale_strips(model, pixels, plan):
                     pass
                 times.append(time.perf_counter() - start)
             taken = statistics.median(times)
             say(f"compact-x2, 12 MP, tile {tile}", f"first {times[0]:.2f} s, then {taken:.2f} s, {12 / taken:.1f} MP/s")
     with trying("compact-x2 in batches on the card against the CPU in fp32"):
         small, made = pixels[:300, :400], []
-        job = models.make_job(model.spec, 2, exact=True, tile=96)
+        plan = make_plan(model.spec, 2, exact=True, tile=96)
         for device in ("cuda", "cpu"):
-            model, _ = engine.load("compact-x2", torch.device(device), torch.float32)
-            made.append(torch.from_numpy(np.concatenate(list(engine.upscale_strips(model, small, job)))))
+            model, _ = load("compact-x2", torch.device(device), torch.float32)
+            made.append(torch.from_numpy(np.concatenate(list(upscale_strips(model, small, plan)))))
         say("compact-x2 in batches on the card against the CPU in fp32", f"{agreement(*made):.1f} dB")
 
 

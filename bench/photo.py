@@ -65,9 +65,9 @@ def network_share(source: Path, target: Path, model: str) -> tuple[float, float]
     import torch
 
     import core
-    from core.engine import run as engine
+    from core.engine.load import load
 
-    loaded, _ = engine.load(model, torch.device("cpu"))
+    loaded, _ = load(model, torch.device("cpu"))
     inside = started = 0.0
 
     def before(*_: object) -> None:

@@ -1,6 +1,6 @@
 """Swin2SR on this CPU in four runtimes: python -m bench.runtimes [CHECKPOINT] [--rounds 5] [--threads 2]
 
-Same weights, same picture, same number of threads, fp32. Each runtime has a process of its own, so that none has
+Same weights, same picture, same number of threads, fp32. Each runtime has a separate process, so that none has
 another one's allocator or waiting threads, and they take turns, so that a slow minute of the machine hits all of them.
 A megapixel is as many tiles as it is cut into, times the median of one: regions of 256x256 at most for all of them,
 though this project takes larger ones, because exporting those for the others takes more than 24 GB.
@@ -61,11 +61,11 @@ def ours(checkpoint: Path, threads: int) -> Run:
     import torch
 
     from core.engine import allocator
-    from core.engine import run as engine
+    from core.engine.load import build
 
     torch.set_num_threads(threads)
     allocator.keep_freed()
-    net = engine.build(models.spec_of(str(checkpoint)), checkpoint)
+    net = build(models.spec_of(str(checkpoint)), checkpoint)
 
     def run(x: Picture) -> Picture:
         with torch.inference_mode():
@@ -143,7 +143,7 @@ def classical(folder: Path) -> Path:
 
 
 def serve(name: str, checkpoint: Path, file: Path, threads: int, side: int, pipe: Connection) -> None:
-    """In a process of its own: load, send (seconds, result), then run and send the seconds whenever asked to."""
+    """In a separate process: load, send (seconds, result), then run and send the seconds whenever asked to."""
     start = time.perf_counter()
     if name in (OURS, TRANSFORMERS):
         run = (ours if name == OURS else transformers)(checkpoint, threads)
@@ -215,7 +215,7 @@ def main() -> None:
             spec = models.spec_of(str(checkpoint))
             sizes = [(f"{side}x{side}", side, 1) for side in arguments.sides]
             if arguments.megapixel:
-                rows = tiling.plan(1000, 1000, min(spec.tile, 256 - 2 * spec.halo), spec.halo, spec.window)
+                rows = tiling.tile_rows(1000, 1000, min(spec.tile, 256 - 2 * spec.halo), spec.halo, spec.window)
                 side, tiles = rows[0][0].rows.size, len(rows) * len(rows[0])
                 sizes.append((f"1 megapixel, {tiles} tiles of {side}x{side}", side, tiles))
             for text, side, count in sizes:

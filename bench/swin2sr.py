@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core import models
 from core.engine import allocator
-from core.engine import run as engine
+from core.engine.load import build
 
 
 def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
@@ -42,14 +42,14 @@ def main() -> None:
     spec = models.spec_of(str(arguments.checkpoint))
     theirs = Swin2SRForImageSuperResolution.from_pretrained(arguments.checkpoint)
     theirs.train(False)
-    exact = engine.build(spec, arguments.checkpoint)
+    exact = build(spec, arguments.checkpoint)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {os.cpu_count()} cores")
     print("| input | dtype | transformers fp32, s | ours, s | ratio | agreement, dB |\n|---|---|---|---|---|---|")
     for side in arguments.sides:
         x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         for name in arguments.dtypes:
             dtype = getattr(torch, name)
-            ours = exact if dtype == torch.float32 else engine.build(spec, arguments.checkpoint).to(dtype)
+            ours = exact if dtype == torch.float32 else build(spec, arguments.checkpoint).to(dtype)
             last = x.to(dtype).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 made, truth = ours(last).float(), theirs(x).reconstruction[..., : 2 * side, : 2 * side]

@@ -1,4 +1,4 @@
-"""Models by name: where each comes from, its limits as data, and the chain of fall-backs.
+"""Models by name: where each comes from, its limits as data, and the chain of fallbacks.
 
 Nothing here imports torch: an estimate or a list of models needs only these numbers.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from core.engine import tiling
 from core.errors import ModelError
 from core.networks.compact_config import CompactConfig
 from core.networks.swin2sr_config import Swin2SRConfig
@@ -61,7 +60,18 @@ _TILE_BYTES = 600_000_000
 _SWIN2SR_HALO = 16
 
 
-def _spec(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: str) -> ModelSpec:
+def spec_from_config(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: str = "") -> ModelSpec:
+    """Derive what is declared of a model from its configuration.
+
+    Args:
+        name: as it will be asked for.
+        source: a directory, or a hub id.
+        config: what its config.json says.
+        about: one line for people.
+
+    Returns:
+        The specification.
+    """
     kind: Kind
     field, scale = config.receptive_field, config.scale
     if isinstance(config, CompactConfig):
@@ -133,12 +143,18 @@ _PUBLISHED = (
 )
 
 LANCZOS = ModelSpec(
-    "lanczos", "lanczos", "", 1, 1, 3, 3, 1024, 0.0, 0, "no network: the last step of the fall-back chain"
+    "lanczos", "lanczos", "", 1, 1, 3, 3, 1024, 0.0, 0, "no network: the last step of the fallback chain"
 )
 
 
 def read_config(directory: Path) -> CompactConfig | Swin2SRConfig:
-    """The configuration in a model directory.
+    """Read the configuration in a model directory.
+
+    Args:
+        directory: with a config.json.
+
+    Returns:
+        The configuration of one of the two networks.
 
     Raises:
         ModelError: no config.json, not JSON, or a network that this package does not run.
@@ -164,25 +180,32 @@ def _known() -> dict[str, ModelSpec]:
         if (directory / "config.json").is_file():
             made_for = "JPEG pictures" if directory.name.startswith("photo") else "clean pictures"
             about = f"embedded, needs no download; {made_for}"
-            known[directory.name] = _spec(directory.name, str(directory), read_config(directory), about)
+            known[directory.name] = spec_from_config(directory.name, str(directory), read_config(directory), about)
     for name, source, config, about in _PUBLISHED:
-        known[name] = _spec(name, source, config, about)
+        known[name] = spec_from_config(name, source, config, about)
     return known
 
 
 MODELS: dict[str, ModelSpec] = _known()
 #: How long the hub may take to answer before the next model is tried.
 HUB_SECONDS = 5
-#: After the model that was asked for, and before the embedded one; each step down is told to the caller.
+#: After the model that was asked for, and before the embedded one; each step down is reported to the caller.
 FALLBACKS: tuple[str, ...] = ("caidas/swin2SR-classical-sr-x2-64", "microsoft/swin2SR-classical-sr-x2-48")
 
 
 def embedded(wanted: float, format: str) -> str:
-    """The embedded model for pictures of a format (one of `READ_FORMATS`) that shall become `wanted` times as large.
+    """Choose the embedded model.
 
     Networks that saw only clean pictures sharpen JPEG's blocks along with the rest; the photo networks did not do so
     on any quality from 50 to 90, and lose 0.3 dB on clean pictures (`make quality`). Beyond 4, three times by three
     measured as good as two by two by two, and takes less time.
+
+    Args:
+        wanted: how many times as large the picture shall become.
+        format: of the picture, one of `READ_FORMATS`.
+
+    Returns:
+        A name in `MODELS`.
     """
     if format == "jpeg":
         return "photo-x4" if 2 < wanted <= 4 else "photo-x2"
@@ -192,7 +215,7 @@ def embedded(wanted: float, format: str) -> str:
 
 
 def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -> tuple[str, ...]:
-    """Names to try in order; when all fail, Lanczos is left.
+    """List the names to try in order; when all fail, Lanczos is left.
 
     An embedded model is its own chain: there is nothing to download that could be better at being there.
 
@@ -200,6 +223,9 @@ def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -
         name: of the model asked for; None takes the embedded one for such pictures.
         wanted: how many times as large the picture shall become.
         format: of the picture, one of `READ_FORMATS`.
+
+    Returns:
+        The model asked for, then others that may replace it; an embedded one last.
     """
     last = embedded(wanted, format)
     if name is None:
@@ -211,10 +237,13 @@ def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -
 
 
 def spec_of(name: str) -> ModelSpec:
-    """Numbers of a model, without loading its weights.
+    """Look up the numbers of a model, without loading its weights.
 
     Args:
         name: one of `MODELS`, "lanczos", a directory, or a hub id (its config.json is fetched when not cached).
+
+    Returns:
+        The specification.
 
     Raises:
         ModelError: there is no such model, or not one that this package runs.
@@ -227,11 +256,17 @@ def spec_of(name: str) -> ModelSpec:
         if known.source == name:
             return known
     directory = Path(name) if Path(name).is_dir() else _snapshot(name, ("config.json",))
-    return _spec(name, name, read_config(directory), "")
+    return spec_from_config(name, name, read_config(directory))
 
 
 def fetch(spec: ModelSpec) -> Path:
-    """The directory with a model's config.json and weights; a hub id is downloaded unless it is in the cache.
+    """Find a model's files; a hub id is downloaded unless it is in the cache.
+
+    Args:
+        spec: from `spec_of`.
+
+    Returns:
+        The directory with its config.json and weights.
 
     Raises:
         ModelError: the hub does not answer, does not know the id, or the directory holds no weights.
@@ -267,38 +302,3 @@ def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the hub did not give {hub_id}: {detail}") from error
-
-
-@dataclass(frozen=True)
-class Job:
-    """How a model goes over a picture.
-
-    Attributes:
-        passes: times the network is applied (2 makes a x2 network a x4).
-        scale: of all passes together.
-        halo: context in input pixels for all passes together.
-        tile: side of what is upscaled at once, halo not counted, in input pixels.
-    """
-
-    passes: int
-    scale: int
-    halo: int
-    tile: int
-
-
-def make_job(spec: ModelSpec, wanted: float, *, exact: bool, tile: int | None = None, halo: int | None = None) -> Job:
-    """Passes, halo and tile for a model so that the result is at least `wanted` times as large."""
-    passes, scale = 1, spec.scale
-    while scale < wanted - 1e-9:
-        passes, scale = passes + 1, scale * spec.scale
-    if halo is None:
-        halo = spec.receptive_field if exact or spec.kind == "compact" else spec.halo
-    # Later passes see pixels that are smaller: their context costs less of the input.
-    context = sum(halo / spec.scale**index for index in range(passes))
-    context = tiling.round_up(math.ceil(context), spec.window)
-    return Job(passes, scale, context, tile or max(spec.tile // spec.scale ** (passes - 1), 64))
-
-
-def operations(spec: ModelSpec, job: Job) -> float:
-    """Floating-point operations of all passes for one input pixel."""
-    return spec.operations * sum(float(spec.scale ** (2 * index)) for index in range(job.passes))

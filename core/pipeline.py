@@ -21,6 +21,7 @@ from core.codecs.base import Source
 from core.codecs.encode import encode
 from core.codecs.read import pages, probe, rewindable
 from core.engine import allocator
+from core.engine.plan import make_plan
 from core.errors import TooLarge, UnreadableImage
 from core.formats import MEDIA_TYPES, suffix_format
 from core.limits import Limits, check_output_size
@@ -31,7 +32,8 @@ from core.pixels.alpha import extend_edges, keep_flat
 from core.pixels.resize import Rows, resize_rows
 
 if TYPE_CHECKING:
-    from core.engine.run import Loaded, Part
+    from core.engine.load import Loaded
+    from core.engine.run import Part
 
 _LANCZOS_ROWS = 256  # input rows at a time where no network cuts the picture into strips
 
@@ -85,11 +87,11 @@ def _run(
     stream: BinaryIO,
     format: str,
 ) -> Result:
-    from core.engine import run as engine  # torch is imported here, once a picture has been found to be one
+    from core.engine import load  # torch is imported here, once a picture has been found to be one
 
-    device = engine.pick_device(options.device)
+    device = load.pick_device(options.device)
     chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
-    loaded = engine.load_first(chain, device)
+    loaded = load.load_first(chain, device)
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()
@@ -177,11 +179,11 @@ def _precise(loaded: Loaded) -> Loaded:
     """The same model in fp32: bf16 has eight bits for a number, and a deep picture has more."""
     import torch
 
-    from core.engine import run as engine
+    from core.engine import load
 
     if loaded.model is None or loaded.model.dtype == torch.float32:
         return loaded
-    model, seconds = engine.load(loaded.name, loaded.model.device, torch.float32)
+    model, seconds = load.load(loaded.name, loaded.model.device, torch.float32)
     return replace(loaded, model=model, seconds=loaded.seconds + seconds)
 
 
@@ -237,7 +239,7 @@ def _parts(
     pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
 ) -> Iterator[Part]:
     """The result in parts as they get ready; a network's own as they are, but resampled ones in strips."""
-    from core.engine import run as engine
+    from core.engine import run
 
     height, width = pixels.shape[:2]
     strips: Iterator[Rows]
@@ -245,12 +247,12 @@ def _parts(
         strips = _lanczos_strips(pixels, progress)
     else:
         wanted = max(out_height / height, out_width / width)
-        job = models.make_job(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-        height, width = height * job.scale, width * job.scale
+        plan = make_plan(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
+        height, width = height * plan.scale, width * plan.scale
         if (height, width) == (out_height, out_width):
-            yield from engine.upscale_parts(loaded.model, pixels, job, progress)
+            yield from run.upscale_parts(loaded.model, pixels, plan, progress)
             return
-        strips = engine.upscale_strips(loaded.model, pixels, job, progress)
+        strips = run.upscale_strips(loaded.model, pixels, plan, progress)
     if pixels.shape[2] == 1:
         strips = (strip.mean(axis=2, keepdims=True) for strip in strips)
     y = 0

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from bench.metrics import bicubic
 from core import models
-from core.engine import run as engine
+from core.engine.load import load
+from core.engine.plan import make_plan
+from core.engine.run import upscale_strips
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 GRID, WINDOW = 8, 48  # pixels of the input: steps between places that a patch may start at, and side for its detail
@@ -77,11 +79,11 @@ class Patches:
         spec = models.spec_of(str(directory))
         if spec.scale != self.scale:
             raise SystemExit(f"{directory} makes pictures {spec.scale} times as large, not {self.scale} times")
-        model, _ = engine.load(str(directory), self.device)
-        job, taught = models.make_job(spec, self.scale, exact=False), []
+        model, _ = load(str(directory), self.device)
+        plan, taught = make_plan(spec, self.scale, exact=False), []
         for first, height, width in self.table.tolist():
             photo = self.small[first : first + height * width].view(height, width, 3).cpu().numpy()
-            strips = np.concatenate(list(engine.upscale_strips(model, photo, job)))  # (h, w, 3) in [0, 1]
+            strips = np.concatenate(list(upscale_strips(model, photo, plan)))  # (h, w, 3) in [0, 1]
             taught.append(torch.from_numpy(strips * 255).round().byte().flatten(0, 1).to(self.device))
         self.large = torch.cat([self.large, torch.cat(taught)], 1)  # (all, 6)
 

@@ -1,4 +1,4 @@
-"""glibc's allocator, told what networks need of it. Elsewhere nothing happens, and work is only slower or larger."""
+"""glibc's allocator, set as networks need it. Elsewhere nothing happens, and work is only slower or larger."""
 
 from __future__ import annotations
 

@@ -34,7 +34,17 @@ def full_precision() -> None:
 
 
 def batch_size(height: int, width: int, scale: int, device: torch.device) -> int:
-    """How many regions of these sides (input pixels) to compute at once: enough to be fast, few enough to fit."""
+    """Choose how many regions to compute at once: enough to be fast, few enough to fit.
+
+    Args:
+        height: of a region, input pixels.
+        width: of a region, input pixels.
+        scale: of the result.
+        device: where; on a card its free memory counts.
+
+    Returns:
+        The number of regions, at least 1.
+    """
     wanted = max(1, BATCH_PIXELS // (height * width))
     if device.type != "cuda":
         return wanted
@@ -73,7 +83,7 @@ def run(
         regions: (h, w, 1 or 3) uint8 or uint16 each, all of one shape and type.
         batch: regions at once; halved when they do not fit.
         device: where to compute. On a CPU the steps are the same, one after the other.
-        is_out_of_memory: tells an error that a smaller batch may cure from others, which are raised.
+        is_out_of_memory: whether a smaller batch may cure an error; others are raised.
 
     Yields:
         For each region (scale * h, scale * w, 3) float32 in [0, 1]; or None when it was not finite or did not fit,
@@ -128,7 +138,7 @@ def _start(forward: Forward, group: list[Pixels], device: torch.device, back: to
             return _Batch(*_compute(forward, host, top))
         x = host.to(device, non_blocking=True)
         values, finite = _compute(forward, x, top)
-        # The result is 16 times as large as the input, so only its copy has a stream of its own.
+        # The result is 16 times as large as the input, so only its copy has a separate stream.
         back.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(back):
             copies = _to_host(values), _to_host(finite)

@@ -5,7 +5,7 @@ multiples of the model's window, because a window-attention network computes som
 (about 21 dB of difference, whatever the overlap). With a halo of at least the receptive field, the owned part does not
 depend on where the region ends, so the pasted result equals the untiled one.
 
-All regions of one plan have the same size: at the picture's edges a region is moved inwards instead of being cut, so
+All regions of a picture have the same size: at the picture's edges a region is moved inwards instead of being cut, so
 that kernels, chosen by shape, are the same for each tile. The picture's own edges stay region edges.
 """
 
@@ -59,6 +59,9 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
         window: grid of the model; origins and sizes are multiples of it.
         start: first pixel to cover; a multiple of the window.
         stop: one past the last pixel to cover; a multiple of the window, or length (the default).
+
+    Returns:
+        One span for each part, in order; together they own each pixel of [start, stop) once.
     """
     stop = length if stop is None else stop
     halo = round_up(halo, window)
@@ -82,8 +85,8 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
     return found
 
 
-def plan(height: int, width: int, tile: int, halo: int, window: int) -> list[list[Tile]]:
-    """Tiles of a whole picture: rows of tiles from top to bottom, each row from left to right.
+def tile_rows(height: int, width: int, tile: int, halo: int, window: int) -> list[list[Tile]]:
+    """Cut a whole picture into tiles.
 
     Args:
         height: of the picture, pixels.
@@ -91,13 +94,43 @@ def plan(height: int, width: int, tile: int, halo: int, window: int) -> list[lis
         tile: largest owned side, pixels.
         halo: context around the owned part, pixels.
         window: the model's grid, pixels.
+
+    Returns:
+        Rows of tiles from top to bottom, each row from left to right.
     """
     columns = spans(width, tile, halo, window)
     return [[Tile(row, column) for column in columns] for row in spans(height, tile, halo, window)]
 
 
 def split(part: Tile, height: int, width: int, tile: int, halo: int, window: int) -> list[Tile]:
-    """The same owned rectangle as smaller tiles, for a tile that did not fit into memory."""
+    """Cut a tile that did not fit into memory into smaller ones.
+
+    Args:
+        part: the tile.
+        height: of the whole picture, pixels.
+        width: of the whole picture, pixels.
+        tile: largest owned side, pixels.
+        halo: context around the owned part, pixels.
+        window: the model's grid, pixels.
+
+    Returns:
+        Tiles that own together what `part` owns.
+    """
     rows = spans(height, tile, halo, window, part.rows.start, part.rows.stop)
     columns = spans(width, tile, halo, window, part.columns.start, part.columns.stop)
     return [Tile(row, column) for row in rows for column in columns]
+
+
+def crop_halo(tile: Tile, scale: int) -> tuple[slice, slice]:
+    """Find where in the result of a tile's region the part that the tile owns is.
+
+    Args:
+        tile: in input pixels.
+        scale: of the result.
+
+    Returns:
+        Rows and columns, in output pixels.
+    """
+    inside = ((span.start - span.origin, span.stop - span.origin) for span in (tile.rows, tile.columns))
+    rows, columns = (slice(start * scale, stop * scale) for start, stop in inside)
+    return rows, columns

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.networks import onednn
 from core.networks.compact_config import CompactConfig
 
 #: Pixels of what is in work at once on a CPU. Its features stay in the cache, and under the 32 MiB above which glibc
@@ -32,32 +33,35 @@ class Conv(nn.Conv2d):
         self._packed: tuple[tuple[torch.dtype, int], Tensor] | None = None
 
     def forward(self, x: Tensor, silu: bool = False, add: Tensor | None = None) -> Tensor:
-        """(n, inputs, h, w) -> (n, outputs, h, w)."""
+        """Convolve, add, and apply SiLU.
+
+        Args:
+            x: (n, inputs, h, w).
+            silu: whether SiLU follows.
+            add: (n, outputs, h, w), added before SiLU.
+
+        Returns:
+            (n, outputs, h, w).
+        """
         x = super().forward(x)
         x = x if add is None else x + add
         return F.silu(x) if silu else x
 
-    def within(self, x: Tensor, silu: bool = False, add: Tensor | None = None) -> Tensor:
-        """The same on a CPU for inference, with side - 1 rows of context given: (1, inputs, rows + side - 1, w)."""
-        pad, one, weight = [0, self.kernel_size[1] // 2], [1, 1], self._weight(x)
-        if add is None:
-            after = "swish" if silu else "none"
-            out = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, pad, one, one, 1, after, [], "")
-        else:
-            after_add = "swish" if silu else None
-            out = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, add, weight, self.bias, pad, one, one, 1, "add", 1.0, after_add, [], None
-            )
-        return torch.Tensor(out)
+    def forward_unpadded(self, x: Tensor, silu: bool = False, add: Tensor | None = None) -> Tensor:
+        """Do the same on a CPU for inference, for rows that come with their context.
 
-    def _weight(self, x: Tensor) -> Tensor:
-        """The weight in oneDNN's layout, packed once."""
+        Args:
+            x: (1, inputs, rows + side - 1, w); padded with zeros at the left and right only.
+            silu: whether SiLU follows.
+            add: (1, outputs, rows, w), added before SiLU.
+
+        Returns:
+            (1, outputs, rows, w).
+        """
         key = (self.weight.dtype, self.weight._version)  # the version counts changes made in place
         if self._packed is None or self._packed[0] != key:
-            pad, one = [0, self.kernel_size[1] // 2], [1, 1]
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, pad, one, one, 1, list(x.shape))
-            self._packed = key, packed
-        return self._packed[1]
+            self._packed = key, onednn.pack_convolution(self.weight, list(x.shape))
+        return onednn.convolve_rows(x, self._packed[1], self.bias, self.kernel_size[1], silu, add)
 
 
 class Compact(nn.Module):
@@ -75,7 +79,15 @@ class Compact(nn.Module):
         self.skip = Conv(3, out, side=5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, 3, scale * h, scale * w)."""
+        """Upscale n pictures.
+
+        Args:
+            x: (n, 3, h, w) in [0, 1].
+
+        Returns:
+            (n, 3, scale * h, scale * w). Without gradients held to what the input has around each pixel, see
+            `local_range`.
+        """
         if x.is_cpu and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return torch.cat([self._in_bands(picture[None]) for picture in x]) if len(x) > 1 else self._in_bands(x)
         shallow = self.head(x)  # (n, width, h, w)
@@ -84,7 +96,9 @@ class Compact(nn.Module):
             deep = second(first(deep, silu=True), add=deep)  # (n, width, h, w)
         features = self.fuse(deep, silu=True) + shallow  # (n, width, h, w)
         made = self.tail(features, add=self.skip(x))  # (n, 3 * scale ** 2, h, w)
-        return F.pixel_shuffle(made if torch.is_grad_enabled() else _near(made, *_limits(x)), self.config.scale)
+        if not torch.is_grad_enabled():
+            made = clamp_to_local_range(made, *local_range(x))
+        return F.pixel_shuffle(made, self.config.scale)
 
     def _blocks(self) -> list[tuple[Conv, Conv]]:
         """The convolutions of the body, two by two."""
@@ -99,54 +113,68 @@ class Compact(nn.Module):
         """
         height, width, scale = x.shape[2], x.shape[3], self.config.scale
         out = x.new_empty(1, 3, scale * height, scale * width)
-        blocks = [(*pair, _Above(), _Above()) for pair in self._blocks()]
-        above_fuse, above_tail = _Above(), _Above()
+        blocks = [(*pair, RowCache(), RowCache()) for pair in self._blocks()]
+        above_fuse, above_tail = RowCache(), RowCache()
         shallow = x.new_empty(1, self.config.width, 0, width)
         # Every layer is a row behind the one before it: the first band is larger by that.
         rows = max(4, BAND_PIXELS // width)
         starts = [0, *range(rows + self.config.receptive_field, height, rows)]
         done = 0
-        low, high = _limits(x)
+        low, high = local_range(x)
         for top, bottom in zip(starts, [*starts[1:], height], strict=True):
             last = bottom == height
-            band = self.head.within(_window(x, top - 1, bottom + 1))  # (1, width, rows, w)
-            shallow = _joined(shallow, band)
+            band = self.head.forward_unpadded(_window(x, top - 1, bottom + 1))  # (1, width, rows, w)
+            shallow = stack_rows(shallow, band)
             for first, second, above_first, above_second in blocks:
                 deep = above_first.join(band, last)
-                inner = above_second.join(first.within(deep, silu=True), last)
+                inner = above_second.join(first.forward_unpadded(deep, silu=True), last)
                 lead = 1 if top == 0 else 0  # the padding above
-                band = second.within(inner, add=deep[:, :, lead : lead + inner.shape[2] - 2])
-            band = self.fuse.within(above_fuse.join(band, last), silu=True)
+                band = second.forward_unpadded(inner, add=deep[:, :, lead : lead + inner.shape[2] - 2])
+            band = self.fuse.forward_unpadded(above_fuse.join(band, last), silu=True)
             band.add_(shallow[:, :, : band.shape[2]])
             shallow = shallow[:, :, band.shape[2] :]
             band = above_tail.join(band, last)
             end = done + band.shape[2] - 2
-            band = self.tail.within(band, add=self.skip.within(_window(x, done - 2, end + 2)))
-            band = _near(band, low[:, :, done:end], high[:, :, done:end])
+            band = self.tail.forward_unpadded(band, add=self.skip.forward_unpadded(_window(x, done - 2, end + 2)))
+            band = clamp_to_local_range(band, low[:, :, done:end], high[:, :, done:end])
             out[:, :, scale * done : scale * end] = F.pixel_shuffle(band, scale)
             done = end
         return out
 
 
-class _Above:
+class RowCache:
     """The last two rows of a layer's input: a 3x3 convolution of the band below needs them."""
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
 
     def join(self, band: Tensor, last: bool) -> Tensor:
-        """A band below the rows kept; the picture's own edges are padded with a row of zeros."""
+        """Put a band below the rows kept, and keep its last two.
+
+        Args:
+            band: (1, channels, rows, w).
+            last: whether the picture ends with this band.
+
+        Returns:
+            (1, channels, rows + 2, w); at the picture's own edges a row of zeros takes the place of a neighbour.
+        """
         parts = [band] if self.rows is None else [self.rows, band]
-        joined = _joined(*parts, above=self.rows is None, below=last)
+        joined = stack_rows(*parts, above=self.rows is None, below=last)
         self.rows = joined[:, :, -2:].clone()  # a view would keep the whole band in memory
         return joined
 
 
-def _limits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What results may lie between: the range of the 5x5 pixels around each, (n, 3, h, w), widened by its width.
+def local_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Find what results may lie between: the range of the 5x5 pixels around each, widened by its own width.
 
     Photos hold few strong flat colours, and a network that has not seen one may make another of it. Where the input is
     flat the result is, and sharpening keeps the room that it needs.
+
+    Args:
+        x: (n, 3, h, w).
+
+    Returns:
+        The lowest and the highest value, (n, 3, h, w) each.
     """
     high = F.max_pool2d(x, 5, 1, 2)
     low = -F.max_pool2d(-x, 5, 1, 2)
@@ -154,8 +182,17 @@ def _limits(x: Tensor) -> tuple[Tensor, Tensor]:
     return low - room, high + room
 
 
-def _near(made: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(n, 3 * scale ** 2, h, w) held between limits (n, 3, h, w); NaN stays, and infinity becomes NaN to be seen."""
+def clamp_to_local_range(made: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Hold what the last layer made within the range of the input around it.
+
+    Args:
+        made: (n, 3 * scale ** 2, h, w), before the pixel shuffle.
+        low: (n, 3, h, w), from `local_range`.
+        high: (n, 3, h, w), from `local_range`.
+
+    Returns:
+        The same shape as `made`. NaN stays, and infinity becomes NaN: clamping would hide that it was there.
+    """
     made = made + (made - made)
     count = made.shape[1] // 3
     return made.clamp(low.repeat_interleave(count, 1), high.repeat_interleave(count, 1))
@@ -166,11 +203,20 @@ def _window(x: Tensor, top: int, bottom: int) -> Tensor:
     height = x.shape[2]
     inside = x[:, :, max(0, top) : min(height, bottom)]
     above, below = max(0, -top), max(0, bottom - height)
-    return _joined(*[inside], above=above, below=below)
+    return stack_rows(inside, above=above, below=below)
 
 
-def _joined(*parts: Tensor, above: int = 0, below: int = 0) -> Tensor:
-    """Bands one below the other, with zero rows above and below: (1, channels, rows, w), channels_last."""
+def stack_rows(*parts: Tensor, above: int = 0, below: int = 0) -> Tensor:
+    """Join bands one below the other.
+
+    Args:
+        parts: (1, channels, rows, w) each.
+        above: rows of zeros before the first.
+        below: rows of zeros after the last.
+
+    Returns:
+        (1, channels, all rows, w), channels_last.
+    """
     _, channels, _, width = parts[0].shape
     rows = above + sum(part.shape[2] for part in parts) + below
     # A view of what is channels_last for certain: of a single row the strides do not tell.

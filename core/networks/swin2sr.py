@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
+from core.networks import onednn
 from core.networks.swin2sr_config import UPSAMPLER_WIDTH, Swin2SRConfig
 from core.networks.swin2sr_windows import Runs, Tables, offsets, shift_masks, window_tables
 from core.networks.threads import for_each
-
-__all__ = ["Swin2SR", "Swin2SRConfig"]
 
 #: The training pictures' mean colour, for which the format has no key.
 _MEAN = (0.4488, 0.4371, 0.4040)
@@ -317,12 +316,9 @@ class _Conv(_Weights):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h, w)."""
-        pad = self.weight.shape[-1] // 2
-        if _onednn(x):
-            # conv2d takes other kernels, with other bits, for small inputs.
-            out: Tensor = torch.mkldnn_convolution(x, self.weight, self.bias, (pad, pad), (1, 1), (1, 1), 1)
-            return out
-        return F.conv2d(x, self.weight, self.bias, padding=pad)
+        if onednn.supports(x):
+            return onednn.convolve(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
 
 
 class _Norm(_Weights):
@@ -351,24 +347,15 @@ class _Linear(_Weights):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
-        if _onednn(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        if onednn.supports(x) and not (torch.is_grad_enabled() and x.requires_grad):
             if self.packed is None or self.packed.dtype != x.dtype:
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[0])
-            after = "gelu" if self.gelu else "none"
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], "none")
-            return out
+                self.packed = onednn.pack_linear(self.weight, x.shape[0])
+            return onednn.linear(x, self.packed, self.bias, self.gelu)
         out = F.linear(x, self.weight, self.bias)
         return F.gelu(out) if self.gelu else out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # oneDNN's layout can be neither copied nor pickled
-
-
-def _onednn(x: Tensor) -> bool:
-    """Whether oneDNN has kernels for this tensor's device and type."""
-    if not x.is_cpu or not torch._C._has_mkldnn:
-        return False
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _conv(take: _Take, name: str, inputs: int, outputs: int, side: int = 3) -> _Conv:

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from torch import nn
 
-from core.engine import run as engine
+from core.engine import load
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -120,7 +120,7 @@ def test_weights_that_equal_transformers_are_let_in(checkpoint: Path, tmp_path: 
 
 def test_others_are_not(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_models = script("check_models")
-    build = engine.build
+    build = load.build
 
     class Off(nn.Module):
         def __init__(self, net: nn.Module) -> None:
@@ -132,7 +132,7 @@ def test_others_are_not(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> No
             result[..., 0, 0] += 0.001  # a quarter of a grey level, in one pixel
             return result
 
-    monkeypatch.setattr(engine, "build", lambda *arguments: Off(build(*arguments)))
+    monkeypatch.setattr(load, "build", lambda *arguments: Off(build(*arguments)))
     assert check_models.main(["check", str(checkpoint.parent)]) == 1
 
 

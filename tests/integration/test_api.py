@@ -815,8 +815,8 @@ def test_lambda_warms_up_beside_its_start_and_gives_binary_as_base64(tmp_path: P
 import json, sys, threading, handler.api
 [thread] = [thread for thread in threading.enumerate() if thread.name == "warm"]
 thread.join()
-from core.engine import run as engine
-warm = [name for name, _, _ in engine._warm]
+from core.engine import load
+warm = [name for name, _, _ in load._warm]
 class Context: aws_request_id = "the-id-of-lambda"
 answers = [handler.api.handler(json.load(open(path)), Context()) for path in {[str(path) for path in events]}]
 print(json.dumps([warm, answers]))

@@ -21,7 +21,7 @@ from PIL import Image, IptcImagePlugin
 
 import core
 from core.codecs.read import decode, pages
-from core.engine import run as engine
+from core.engine import load
 from core.formats import FORMATS
 from core.picture import Picture
 from tests.unit import profiles
@@ -511,8 +511,8 @@ ORIENTED = ["jpeg", "png", "webp", "tiff", "avif", "heif"]
 @pytest.fixture(autouse=True)
 def _lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a picture is measured here, without what a network adds to it."""
-    plain = engine.Loaded(None, "lanczos", False, "", 0.0)
-    monkeypatch.setattr(engine, "load_first", lambda chain, device: plain)
+    plain = load.Loaded(None, "lanczos", False, "", 0.0)
+    monkeypatch.setattr(load, "load_first", lambda chain, device: plain)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -588,5 +588,5 @@ Made by `python -m bench.awkward`.
 
 
 if __name__ == "__main__":
-    engine.load_first = lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0)
+    load.load_first = lambda chain, device: load.Loaded(None, "lanczos", False, "", 0.0)
     print(document(), end="")

@@ -17,7 +17,7 @@ from PIL import Image
 
 import core
 from core.codecs.read import decode, pages
-from core.engine import run as engine
+from core.engine import load
 from tests.unit import hostile
 from tests.unit.pictures import corners, png_chunk, saved, srgb_profile
 
@@ -27,7 +27,7 @@ SEEDS = hostile.seeds()
 
 @pytest.fixture(autouse=True)
 def _lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_first", lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0))
+    monkeypatch.setattr(load, "load_first", lambda chain, device: load.Loaded(None, "lanczos", False, "", 0.0))
 
 
 def survives(data: bytes, whole: bool = True) -> bool:

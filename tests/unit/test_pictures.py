@@ -19,7 +19,7 @@ import core
 from core.__main__ import main
 from core.codecs import tiff, webp
 from core.codecs.read import decode, pages
-from core.engine import run as engine
+from core.engine import load
 from core.formats import READ_FORMATS, sniff
 from core.pixels.alpha import extend_edges
 from tests.unit import profiles
@@ -44,7 +44,7 @@ ALPHA = pytest.mark.parametrize("network", [False, True])
 
 @pytest.fixture
 def lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_first", lambda chain, device: engine.Loaded(None, "lanczos", False, "", 0.0))
+    monkeypatch.setattr(load, "load_first", lambda chain, device: load.Loaded(None, "lanczos", False, "", 0.0))
 
 
 # Orientation
@@ -243,10 +243,10 @@ def test_the_embedded_network_keeps_more_than_eight_bits() -> None:
 def test_deep_pictures_of_a_lossy_network_dtype_run_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(engine, "pick_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(load, "pick_dtype", lambda device: torch.bfloat16)
     assert core.upscale(saved(corners(), "PNG")).dtype == "bfloat16"
     assert core.upscale(bytes(imagecodecs.png_encode(corners().astype(np.uint16) * 257))).dtype == "float32"
-    engine._warm.clear()
+    load._warm.clear()
 
 
 @pytest.mark.parametrize("bits", [10, 12])

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.metrics import bicubic
-from core.models import WEIGHTS, make_job, spec_of
+from core.engine.plan import make_plan
+from core.models import WEIGHTS, spec_of
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
 from training import train
@@ -132,7 +133,7 @@ def test_training_resumes_and_exports(folder: Path, tmp_path: Path) -> None:
     assert abs(train.validate(loaded, held_back, CPU) - train.validate(net, held_back, CPU)) < 0.05
     # And it is a model that the product takes.
     spec = spec_of(str(tmp_path / "model"))
-    assert make_job(spec, 2, exact=False, tile=None, halo=None).scale == 2
+    assert make_plan(spec, 2, exact=False, tile=None, halo=None).scale == 2
 
 
 def test_weights_of_another_scale_are_a_start(folder: Path, tmp_path: Path) -> None:

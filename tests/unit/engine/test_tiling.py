@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.tiling import Span, plan, region_side, round_up, spans, split
+from core.engine.tiling import Span, region_side, round_up, spans, split, tile_rows
 
 lengths = st.integers(1, 700)
 tiles = st.integers(8, 300)
@@ -49,7 +49,7 @@ def test_spans_cover_a_part_of_an_axis(length: int, tile: int, halo: int, window
 @given(st.integers(1, 200), st.integers(1, 200), tiles, halos, windows)
 def test_a_plan_owns_every_pixel_once(height: int, width: int, tile: int, halo: int, window: int) -> None:
     owned = [[0] * width for _ in range(height)]
-    for row in plan(height, width, tile, halo, window):
+    for row in tile_rows(height, width, tile, halo, window):
         for part in row:
             for y in range(part.rows.start, part.rows.stop):
                 for x in range(part.columns.start, part.columns.stop):
@@ -59,7 +59,7 @@ def test_a_plan_owns_every_pixel_once(height: int, width: int, tile: int, halo: 
 
 @given(st.integers(1, 400), st.integers(1, 400), windows)
 def test_a_split_owns_the_same_rectangle(height: int, width: int, window: int) -> None:
-    for row in plan(height, width, 128, 16, window):
+    for row in tile_rows(height, width, 128, 16, window):
         for whole in row:
             parts = split(whole, height, width, 64, 16, window)
             area = sum((p.rows.stop - p.rows.start) * (p.columns.stop - p.columns.start) for p in parts)

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import ModelError
-from core.networks.swin2sr import Swin2SR, Swin2SRConfig, _chunk
+from core.networks import onednn, swin2sr
+from core.networks.swin2sr import Swin2SR, _chunk
+from core.networks.swin2sr_config import Swin2SRConfig
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "../shared/models/swin2SR-lightweight-x2-64"
@@ -135,6 +137,19 @@ def test_real_checkpoint_on_a_photo() -> None:
     with torch.inference_mode():
         assert psnr(net(x), theirs) >= 120
         assert psnr(net.to(torch.bfloat16)(x), theirs) >= 55
+
+
+@pytest.mark.parametrize("change", [{"upsampler": "pixelshuffle"}, {"upsampler": DIRECT}, {"upsampler": AUX}], ids=str)
+def test_all_windows_at_once_equal_chunks(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card Swin2SR takes PyTorch's operators, and all windows of a batch as one chunk."""
+    raw = SMALL | {"upscale": 4} | change
+    net, x = ours(raw, random_state(raw)), picture(3, 40, 24)
+    with torch.inference_mode():
+        expected = net(x)
+        monkeypatch.setattr(onednn, "supports", lambda x: False)
+        monkeypatch.setattr(swin2sr, "_chunk", lambda config: 3 * 40 * 24 // 64)
+        monkeypatch.setattr(swin2sr._Layer, "_attend_by_head", swin2sr._Layer._attend)
+        assert psnr(net(x), expected) >= 110
 
 
 @pytest.mark.parametrize("steepest", [1.0, 59.0, 61.0, 100.0])

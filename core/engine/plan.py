@@ -1,0 +1,67 @@
+"""How a model goes over a picture: passes, halo, side of the tiles, and what that costs. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.engine import tiling
+from core.models import ModelSpec
+
+_SMALLEST_TILE = 64  # input pixels; below, most of the work is halo
+
+
+@dataclass(frozen=True)
+class UpscalePlan:
+    """How a model goes over a picture.
+
+    Attributes:
+        passes: times the network is applied (2 makes a x2 network a x4).
+        scale: of all passes together.
+        halo: context in input pixels for all passes together.
+        tile: side of what is upscaled at once, halo not counted, in input pixels.
+    """
+
+    passes: int
+    scale: int
+    halo: int
+    tile: int
+
+
+def make_plan(
+    spec: ModelSpec, wanted: float, *, exact: bool, tile: int | None = None, halo: int | None = None
+) -> UpscalePlan:
+    """Choose passes, halo and tile for a model so that the result is at least `wanted` times as large.
+
+    Args:
+        spec: the model.
+        wanted: factor of both sides; where it is larger than the model's, the network runs more than once.
+        exact: take the whole receptive field as halo, so that tiles equal the untiled result.
+        tile: side of what is upscaled at once, halo not counted, in input pixels; None takes the model's.
+        halo: context of one pass, in its input pixels; None takes the model's, or what `exact` needs.
+
+    Returns:
+        The plan; its halo is a multiple of the model's window.
+    """
+    passes, scale = 1, spec.scale
+    while scale < wanted - 1e-9:
+        passes, scale = passes + 1, scale * spec.scale
+    if halo is None:
+        halo = spec.receptive_field if exact or spec.kind == "compact" else spec.halo
+    # Later passes see pixels that are smaller: their context costs less of the input.
+    context = sum(halo / spec.scale**index for index in range(passes))
+    context = tiling.round_up(math.ceil(context), spec.window)
+    return UpscalePlan(passes, scale, context, tile or max(spec.tile // spec.scale ** (passes - 1), _SMALLEST_TILE))
+
+
+def operations(spec: ModelSpec, plan: UpscalePlan) -> float:
+    """Count the work of all passes.
+
+    Args:
+        spec: the model.
+        plan: from `make_plan` for this model.
+
+    Returns:
+        Floating-point operations for one input pixel; a multiply-add counts two.
+    """
+    return spec.operations * sum(float(spec.scale ** (2 * index)) for index in range(plan.passes))

@@ -1,0 +1,104 @@
+"""One warm model, the choice of device and dtype, and the fallback chain."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import core
+from core.engine import load
+from core.pixels.resize import Rows
+from tests.unit.engine.small import CPU, SMALL_SWIN2SR, noise, upscaled
+
+
+def test_concurrent_calls_load_once_and_agree() -> None:
+    pixels = noise(60, 60)
+
+    def call(_: int) -> tuple[float, Rows]:
+        model, seconds = load.load("compact-x2", CPU, torch.float32)
+        return seconds, upscaled(model, pixels, 32)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(call, range(8)))
+    assert sum(seconds > 0 for seconds, _ in results) == 1
+    assert all(np.array_equal(results[0][1], made) for _, made in results)
+
+
+def test_fp16_is_never_chosen() -> None:
+    assert load.pick_dtype(CPU) in (torch.float32, torch.bfloat16)
+
+
+def small_photo() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(noise(40, 50)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_missing_model_steps_down_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = core.upscale(small_photo(), core.Options(model="somebody/there-is-no-such-model"))
+    assert result.model == "compact-x2"
+    assert result.degraded
+    assert "somebody/there-is-no-such-model" in result.reason
+    assert "microsoft/swin2SR-classical-sr-x2-48" in result.reason, "the whole chain was tried"
+
+
+def test_a_damaged_checkpoint_steps_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_SWIN2SR))
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    result = core.upscale(small_photo(), core.Options(model=str(tmp_path)))
+    assert (result.model, result.degraded) == ("compact-x2", True)
+    assert "is damaged" in result.reason
+
+
+def test_weights_with_nan_step_down(tmp_path: Path, small_swin2sr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    state = load_file(small_swin2sr / "model.safetensors")
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_SWIN2SR))
+    result = core.upscale(small_photo(), core.Options(model=str(tmp_path)))
+    assert result.degraded
+    assert "NaN" in result.reason
+
+
+def test_a_hub_that_does_not_answer_steps_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real socket that accepts connections and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("core.models.HUB_SECONDS", 1)
+        monkeypatch.setattr("core.models.FALLBACKS", ())
+        result = core.upscale(small_photo(), core.Options(model="somebody/model"))
+    assert (result.model, result.degraded) == ("compact-x2", True)
+    assert "did not" in result.reason
+    assert "timed out" in result.reason, "the silent server was asked, and given up"
+
+
+def test_with_every_network_gone_lanczos_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.models.fallback_chain", lambda *about: ("./gone",))
+    result = core.upscale(small_photo(), core.Options(scale=1.7))
+    assert (result.model, result.degraded, result.width, result.height) == ("lanczos", True, 85, 68)
+
+
+def test_fp32_on_a_card_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # there is no card to go to
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        load.load("compact-x2", torch.device("cuda"), torch.float32)
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
