@@ -25,7 +25,13 @@ class CompactConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> CompactConfig:
-        """From parsed JSON.
+        """Read a parsed `config.json`.
+
+        Args:
+            raw: the parsed JSON; other keys are ignored.
+
+        Returns:
+            The configuration.
 
         Raises:
             ModelError: a value is missing or out of range.

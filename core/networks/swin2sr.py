@@ -52,7 +52,10 @@ class Swin2SR(nn.Module):
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take the weights, under transformers' names, and compute what depends on them alone.
+        """Take the weights, and compute what depends on them alone.
+
+        Args:
+            state: tensors under transformers' names.
 
         Raises:
             ModelError: a tensor is missing, left over, or not of the shape that the configuration says.
@@ -82,7 +85,13 @@ class Swin2SR(nn.Module):
             raise ModelError(f"the checkpoint has {min(rest)}, which config.json does not say")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, 3, scale * h, scale * w), in fp32 whatever the type of the weights.
+        """Upscale n pictures.
+
+        Args:
+            x: (n, 3, h, w) in [0, 1].
+
+        Returns:
+            (n, 3, scale * h, scale * w), in fp32 whatever the type of the weights.
 
         Raises:
             ValueError: h or w is not a multiple of the window.

@@ -18,9 +18,13 @@ Runs = list[tuple[int, int]]
 
 
 def offsets(window: int) -> tuple[Tensor, Tensor]:
-    """All offsets between two tokens of a window, log-spaced, ((2 * window - 1)**2, 2); and which one is whose, (N, N).
+    """List the offsets between tokens of a window: equations 4 and 5 of Swin V2 (Liu et al. 2022, arXiv:2111.09883).
 
-    Equations 4 and 5 of Swin V2 (Liu et al. 2022, arXiv:2111.09883).
+    Args:
+        window: side, in tokens.
+
+    Returns:
+        All offsets, log-spaced, ((2 * window - 1)**2, 2); and which one is between which two tokens, (N, N).
     """
     steps = torch.arange(1 - window, window) * (8 / (window - 1))
     steps = steps.sign() * (steps.abs() + 1).log2() / math.log2(8)
@@ -30,9 +34,15 @@ def offsets(window: int) -> tuple[Tensor, Tensor]:
 
 
 def shift_masks(window: int, shift: int) -> Tensor:
-    """(kinds, 1, N, N), to be added to the logits: four kinds of shifted window, one of others.
+    """Make the masks for windows that reach round the picture's edges.
 
-    Shifted windows reach round the picture's edges. 0: inside; 1: over the right edge; 2: over the lower; 3: both.
+    Args:
+        window: side, in tokens.
+        shift: of the windows, in tokens.
+
+    Returns:
+        (kinds, 1, N, N), to be added to the logits: four kinds of shifted window, one of others. 0: inside; 1: over
+        the right edge; 2: over the lower; 3: both.
     """
     if not shift:
         return torch.zeros(1, 1, 1, 1)
@@ -68,20 +78,46 @@ class Tables:
     picture_from_shifted: Tensor
 
     def into_layer(self, layer: int) -> tuple[Tensor, list[Runs]]:
-        """For a stage's layer number `layer`, from 0: the table from what is before it, and the runs of its chunks."""
+        """Give the way into an attention layer.
+
+        Args:
+            layer: its number in its stage, from 0.
+
+        Returns:
+            The table from the order of tokens before it, and the runs of its chunks.
+        """
         if layer % 2:
             return self.shifted_from_plain, self.shifted_runs
         return self.plain_from_shifted if layer else self.plain_from_picture, self.plain_runs
 
     def out_of_layer(self, layer: int) -> Tensor:
-        """The table from that layer to the picture."""
+        """Give the way out of a stage.
+
+        Args:
+            layer: number of its last layer, from 0.
+
+        Returns:
+            The table from that layer's order of tokens to the picture's.
+        """
         return self.picture_from_shifted if layer % 2 else self.picture_from_plain
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # else tables kept from a call in inference mode would fail one that wants gradients
 def window_tables(n: int, h: int, w: int, window: int, chunk: int, device: torch.device) -> Tables:
-    """The tables of n pictures of h x w, with `chunk` windows in a chunk."""
+    """Make the tables for one size of picture.
+
+    Args:
+        n: pictures.
+        h: height of each, pixels; a multiple of the window.
+        w: width of each, pixels; a multiple of the window.
+        window: side, in tokens.
+        chunk: windows in a chunk.
+        device: where the tables are used.
+
+    Returns:
+        The tables; those of the last eight sizes are kept.
+    """
     rows, columns, half = h // window, w // window, window // 2
     kind = torch.zeros(n, rows, columns, dtype=torch.int64)
     kind[:, :, -1] += 1

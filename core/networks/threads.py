@@ -17,9 +17,13 @@ import torch
 
 
 def for_each(work: Callable[[int], object], count: int) -> None:
-    """Do work(0) to work(count - 1), in inference mode, on as many threads as PyTorch is set to use.
+    """Do pieces of work in inference mode, on as many threads as PyTorch is set to use.
 
     Whatever their number, each piece is computed on a single one, so that its bits do not depend on it.
+
+    Args:
+        work: called with the number of a piece.
+        count: pieces, numbered from 0.
 
     Raises:
         Exception: the first that `work` raised, after all threads have stopped.
