@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -78,6 +78,35 @@ def upscale(
         allocator.give_back()
 
 
+@dataclass
+class _Counter:
+    """Progress over all frames: those to come are taken to be as large as the one in work.
+
+    Attributes:
+        progress: the caller's.
+        frames: that will be made.
+        shown: frames that are done.
+        finished: tiles of these.
+        tiles: of these and of the one in work.
+    """
+
+    progress: Progress | None
+    frames: int
+    shown: int = 0
+    finished: int = 0
+    tiles: int = 0
+
+    def count(self, done: int, total: int) -> None:
+        """Report that `done` of `total` tiles of the frame in work are done."""
+        self.tiles = self.finished + total
+        if self.progress:
+            self.progress(self.finished + done, self.finished + total * (self.frames - self.shown))
+
+    def end_frame(self) -> None:
+        """The frame in work is done."""
+        self.finished, self.shown = self.tiles, self.shown + 1
+
+
 def _run(
     source: Source,
     header: Probe,
@@ -95,57 +124,12 @@ def _run(
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()
-    frames = frames_kept(format, header)
-    tiles = finished = shown = 0
-
-    def count(done: int, total: int) -> None:
-        """Progress over all frames: those to come are taken to be as large as this one."""
-        nonlocal tiles
-        tiles = finished + total
-        if progress:
-            progress(finished + done, finished + total * (frames - shown))
-
+    counter = _Counter(progress, frames_kept(format, header))
     noted = len(loaded.model.notes) if loaded.model else 0
-    before: tuple[Picture, Picture] | None = None
-
-    def upscaled() -> Iterator[Picture]:
-        nonlocal finished, shown, before
-        made = 0  # pixels; pages may differ in size, so that the first one's does not say it all
-        with closing(pages(source, limits)) as decoded:
-            for picture in itertools.islice(decoded, frames):
-                height, width = picture.pixels.shape[:2]
-                out_width, out_height = options.output_size(width, height)
-                check_output_size(format, out_width, out_height, limits)
-                made += out_width * out_height
-                if made > limits.output_pixels:
-                    raise TooLarge(
-                        f"the pages would have more than {limits.output_pixels / 1e6:,.6g} megapixels together"
-                    )
-                if before is not None and _same_pixels(before[0], picture):
-                    result = before[1]
-                else:
-                    result = _upscale(picture, out_height, out_width, options, loaded, count)
-                meta, notes = for_result(
-                    picture.meta,
-                    (width, height),
-                    (out_width, out_height),
-                    strip=options.strip,
-                    drop_gps=options.drop_gps,
-                    keep_size=options.keep_size,
-                )
-                # What was the same for the frame before is reported only once.
-                result = replace(
-                    picture, pixels=result.pixels, alpha=result.alpha, meta=meta, notes=picture.notes + notes
-                )
-                before = (picture, result) if frames > 1 else None
-                finished, shown = tiles, shown + 1
-                yield result
-        if shown < frames:
-            raise UnreadableImage("the picture is damaged: it ends before its last frame")
-
     width, height = options.output_size(header.width, header.height)
-    pixels = _pixels_at_most(header, options, frames)
-    notes = encode(upscaled(), stream, format, options.quality, source=header, pixels=pixels)
+    pixels = _pixels_at_most(header, options, counter.frames)
+    pictures = _upscaled(source, format, options, limits, loaded, counter)
+    notes = encode(pictures, stream, format, options.quality, source=header, pixels=pixels)
     return Result(
         data=None,
         format=format,
@@ -157,12 +141,47 @@ def _run(
         reason=loaded.reason,
         device=str(loaded.model.device if loaded.model else "cpu"),
         dtype=str(loaded.model.dtype).removeprefix("torch.") if loaded.model else "float32",
-        tiles=tiles,
+        tiles=counter.tiles,
         seconds=time.perf_counter() - start,
         load_seconds=loaded.seconds,
         notes=notes + (tuple(loaded.model.notes[noted:]) if loaded.model else ()),
-        frames=frames,
+        frames=counter.frames,
     )
+
+
+def _upscaled(
+    source: Source, format: str, options: Options, limits: Limits, loaded: Loaded, counter: _Counter
+) -> Iterator[Picture]:
+    """Yield each frame or page, upscaled, as the encoder asks for it."""
+    before: tuple[Picture, Picture] | None = None
+    made = 0  # pixels; pages may differ in size, so that the first one's does not say it all
+    with closing(pages(source, limits)) as decoded:
+        for picture in itertools.islice(decoded, counter.frames):
+            height, width = picture.pixels.shape[:2]
+            out_width, out_height = options.output_size(width, height)
+            check_output_size(format, out_width, out_height, limits)
+            made += out_width * out_height
+            if made > limits.output_pixels:
+                raise TooLarge(f"the pages would have more than {limits.output_pixels / 1e6:,.6g} megapixels together")
+            if before is not None and _same_pixels(before[0], picture):
+                result = before[1]
+            else:
+                result = _upscale(picture, out_height, out_width, options, loaded, counter.count)
+            meta, notes = for_result(
+                picture.meta,
+                (width, height),
+                (out_width, out_height),
+                strip=options.strip,
+                drop_gps=options.drop_gps,
+                keep_size=options.keep_size,
+            )
+            # What was the same for the frame before is reported only once.
+            result = replace(picture, pixels=result.pixels, alpha=result.alpha, meta=meta, notes=picture.notes + notes)
+            before = (picture, result) if counter.frames > 1 else None
+            counter.end_frame()
+            yield result
+    if counter.shown < counter.frames:
+        raise UnreadableImage("the picture is damaged: it ends before its last frame")
 
 
 def _pixels_at_most(header: Probe, options: Options, frames: int) -> int:

@@ -39,13 +39,9 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
 _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 317, 322, 323, 338, 339
 _XMP, _IPTC, _PHOTOSHOP, _ICC = 700, 33723, 34377, 34675
-_FACTS = frozenset(
-    [
-        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT),
-        *(_EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC),
-        *(ifd.ORIENTATION, ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT),
-    ]
-)
+_FACTS = frozenset([_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT])
+_FACTS |= {_EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC}
+_FACTS |= {ifd.ORIENTATION, ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT}
 #: Compressions that tifffile is let decode: none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard.
 _DEEP_COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _CMYK, _CIELAB, _ICCLAB = 0, 1, 2, 5, 8, 9
@@ -385,9 +381,8 @@ def _samples(picture: Picture) -> Samples:
     found = layers * ((high - low) / 65535) + low  # float64: exact for integers of up to 53 bits
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
-        found = np.clip(
-            np.rint(found), float(info.min), np.nextafter(float(info.max), 0) if info.bits > 53 else info.max
-        )
+        most = np.nextafter(float(info.max), 0) if info.bits > 53 else info.max
+        found = np.clip(np.rint(found), float(info.min), most)
     if picture.alpha is not None:
         top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
         found = np.dstack([found, picture.alpha * (top / 65535)])

@@ -97,7 +97,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from core.codecs import encode
-from core.codecs.decode import Picture
+from core.picture import Picture
 
 def resident(name):
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
