@@ -6,8 +6,10 @@ import atexit
 import json
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+import core
 from core import models
 from core.errors import ModelError
 from handler.settings import MIB, Settings
@@ -48,8 +50,22 @@ def fetch(uri: str, settings: Settings) -> Path:
         return _fetched[uri]
 
 
+def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
+    """The options with an S3 prefix replaced by a directory, and why that could not be done (empty when it was)."""
+    if asked.model is None or not asked.model.startswith(SCHEME):
+        return asked, ""
+    try:
+        return replace(asked, model=str(fetch(asked.model, settings))), ""
+    except ModelError as error:
+        return asked, str(error)  # a name that the core does not know: it steps down its fall-back chain
+
+
 def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:
-    """Fetch and check. Raises: ModelError."""
+    """Fetch and check.
+
+    Raises:
+        ModelError.
+    """
     try:
         storage.download(f"{prefix}/config.json", folder / "config.json")
         try:
@@ -74,7 +90,7 @@ def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:
 
 
 def _check_weights(path: Path, size: int, uri: str) -> None:
-    """Raises: ModelError if the file is not whole.
+    """Whether a file of weights is whole.
 
     A safetensors file begins with the length of its header, which says where the last tensor ends.
     """

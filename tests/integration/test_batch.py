@@ -25,7 +25,6 @@ from tests.integration.work import (
     TTL,
     Context,
     Failing,
-    configured,
     event,
     left_behind,
     picture,
@@ -37,16 +36,6 @@ from tests.integration.work import (
 
 #: What the example events speak of.
 JOB, BATCH_JOB = "6f9619ff-8b86-4011-b42d-00c04fc964ff", "4c7599ae-0a82-49aa-ba5a-4727fcce14a8"
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return configured(tmp_path, lease_seconds=3)
-
-
-@pytest.fixture
-def store(settings: Settings) -> LocalStorage:
-    return LocalStorage(settings.data_dir)
 
 
 def for_batch(store: LocalStorage | S3Storage, data: bytes, **named: Any) -> Job:
@@ -99,6 +88,7 @@ def test_the_container_does_the_job(seaweedfs_bucket: tuple[str, str], container
     assert not left_behind(tmp_path / "scratch")
 
 
+@pytest.mark.slow
 def test_a_spot_instance_that_is_taken_away_hands_the_job_back(
     store: LocalStorage, settings: Settings, container: Start, tmp_path: Path
 ) -> None:
@@ -140,7 +130,7 @@ def test_a_second_container_leaves_the_first_alone(store: LocalStorage, settings
     job = for_batch(store, picture())
     claimed = jobs.claim(store, job.id, "first", 3, backend=Backend.BATCH)
     assert claimed
-    with jobs.lease(store, claimed, 3):
+    with jobs.keep_lease(store, claimed, 3):
         assert run(store, settings, job) == batch_job.ENDED
         assert jobs.get(store, job.id).attempt == 1
 
@@ -194,7 +184,7 @@ def call(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatc
     """The handler of Batch's events, as Lambda calls it."""
 
     def handle(sent: dict[str, Any], storage: Any = store) -> Any:
-        monkeypatch.setattr(batch_event, "_service", lambda: (settings, storage))
+        monkeypatch.setattr(batch_event, "open_from_environment", lambda: (settings, storage))
         return batch_event.handler(sent, cast(LambdaContext, Context()))
 
     yield handle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 import core
 from core.formats import READABLE
-from handler import jobs, storage, webhook
+from handler import jobs, safe_post, storage
 from handler.options import describe
 
 MEDIA_TYPE = "application/problem+json"
@@ -126,14 +126,14 @@ def body(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 def response(problem: Problem, request_id: str) -> JSONResponse:
-    """The answer that tells a problem."""
+    """The answer that reports a problem."""
     return JSONResponse(
         body(problem, request_id), problem.status_code, dict(problem.headers or {}), media_type=MEDIA_TYPE
     )
 
 
 #: Exceptions whose one line is written for the client, and the code that each becomes.
-_TOLD: tuple[tuple[type[Exception], str], ...] = (
+DETAIL_SHOWN: tuple[tuple[type[Exception], str], ...] = (
     (core.UnreadableImage, "unreadable_image"),
     (core.TooLarge, "too_large"),
     (core.OptionsError, "bad_options"),
@@ -142,10 +142,10 @@ _TOLD: tuple[tuple[type[Exception], str], ...] = (
     (jobs.IllegalTransition, "already_final"),
     (storage.LinkRefused, "link_refused"),
     (storage.InvalidKey, "bad_request"),
-    (webhook.Refused, "bad_webhook"),
+    (safe_post.Refused, "bad_webhook"),
 )
 #: Those whose line names things that are not the client's business.
-_NOT_TOLD: tuple[tuple[type[Exception], str], ...] = (
+DETAIL_HIDDEN: tuple[tuple[type[Exception], str], ...] = (
     (jobs.Conflict, "conflict"),
     (storage.NotFound, "not_found"),
     (storage.Unavailable, "storage_unavailable"),
@@ -162,9 +162,9 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem("malformed_request", "the request ended early")
     if isinstance(error, HTTPException):
         return _from_framework(error)
-    for kind, code in (*_TOLD, *_NOT_TOLD):
+    for kind, code in (*DETAIL_SHOWN, *DETAIL_HIDDEN):
         if isinstance(error, kind):
-            detail = str(error) if (kind, code) in _TOLD else ""
+            detail = str(error) if (kind, code) in DETAIL_SHOWN else ""
             return Problem(code, detail, {"Retry-After": "5"} if CODES[code].status == 503 else None)
     return None
 
@@ -195,13 +195,18 @@ def _from_framework(error: HTTPException) -> Problem:
     return Problem("malformed_request", "the request cannot be read")
 
 
-def install(app: FastAPI) -> None:
-    """Make every expected exception a problem; unexpected ones are caught in `handler.guard`, at the outside."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make every expected exception a problem; unexpected ones are caught in `handler.web.guard`, at the outside.
+
+    Args:
+        app: the application.
+        routes: of the application and its routers, for the methods that a path has.
+    """
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 405:
             # The framework knows only the first route of the path.
-            found = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+            found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
             methods = sorted({method for route in found for method in getattr(route, "methods", None) or ()})
             error = Problem("method_not_allowed", headers={"Allow": ", ".join(methods)})
         problem = problem_of(error)
@@ -209,7 +214,7 @@ def install(app: FastAPI) -> None:
             raise error
         return response(problem, request.scope["state"]["request_id"])
 
-    for kind in (HTTPException, RequestValidationError, *(kind for kind, _ in (*_TOLD, *_NOT_TOLD))):
+    for kind in (HTTPException, RequestValidationError, *(kind for kind, _ in (*DETAIL_SHOWN, *DETAIL_HIDDEN))):
         app.add_exception_handler(kind, answer)
 
 
