@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -50,8 +51,9 @@ def opened(data: bytes | None) -> Image.Image:
     return image
 
 
+@functools.cache  # it holds the second in which it was made
 def srgb_profile() -> bytes:
-    """An ICC profile, about half a kilobyte."""
+    """An ICC profile, about half a kilobyte, the same one throughout a run."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
