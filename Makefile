@@ -12,7 +12,7 @@ DATA ?= ../shared/train
 HOURS ?= 0.1
 MODEL ?= compact-x2
 
-.PHONY: help upscale serve test lint types unit infra requirements image invoke bench quality train fuzz clean
+.PHONY: help upscale serve test check lint types fast unit infra requirements image invoke bench quality train fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,10 +46,17 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit
+
+# Lint and types beside the tests: two processors, one of them would be idle.
+check: $(VENV)/.dev ## the fast loop: lint, types and the unit tests without servers
+	@$(MAKE) --no-print-directory -j2 -O lint types fast
+
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test: lint types unit ## lint, types and tests
+test: lint types unit ## lint, types and all tests that this machine can run
 
 # The deployment tools have dependencies of their own that do not go with ours.
 $(VENV)-infra/.done:

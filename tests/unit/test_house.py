@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,3 +80,18 @@ def test_no_function_is_too_long() -> None:
     found = {f"{path.relative_to(ROOT)}:{name}" for path in sources() for name in long_functions(path, FUNCTION_LINES)}
     assert found - TABLES == set(), "split them, or name them in TABLES if they are tables"
     assert TABLES - found == set(), "these are short enough to leave TABLES"
+
+
+def test_the_document_of_the_house_lists_what_is_there() -> None:
+    """Every path that docs/architecture.md names exists, and every room of the two packages is named."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:core|handler|tests|docs)/[\w./]*)`", text))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+    rooms = set()
+    for package in ("core", "handler"):
+        for path in (ROOT / package).iterdir():
+            if path.is_dir() and path.name != "__pycache__":
+                rooms.add(f"{package}/{path.name}/")
+            elif path.suffix == ".py" and path.name != "__init__.py":
+                rooms.add(f"{package}/{path.name}")
+    assert sorted(rooms - named) == []
