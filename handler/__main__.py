@@ -58,15 +58,17 @@ def main() -> int:
 def _serve(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
-    from handler import api
+    from handler import api, webhook
     from handler.local import Workers
     from handler.storage import open_storage
+    from handler.web.warm import warm
 
+    service = api.app.state.service
     workers = Workers(open_storage(settings), settings) if settings.local else None
     if workers is not None:
-        api.app.state.start = workers.put
+        service.start = workers.put
         workers.start()
-    warming = api.warm(settings)
+    warming = warm(settings, lambda: service.limiter.idle)
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
@@ -76,7 +78,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
             lifespan="off",
             ws="none",
             log_config=None,
-            access_log=False,  # handler.guard logs requests, with their ids
+            access_log=False,  # handler.web.guard logs requests, with their ids
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
@@ -88,6 +90,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     finally:
         if workers is not None:
             workers.stop(GRACE_SECONDS)
+        webhook.wait(GRACE_SECONDS)
         if warming is not None:
             warming.join(GRACE_SECONDS)  # torch aborts the process when Python ends under it
 

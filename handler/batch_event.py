@@ -1,4 +1,4 @@
-"""Lambda: AWS Batch tells that a container ended, and a job that it left unfinished is failed with the reason.
+"""Lambda: AWS Batch reports that a container ended, and a job that it left unfinished is failed with the reason.
 
 EventBridge delivers "Batch Job State Change". Only the state FAILED matters: Batch gives it when no attempt is left,
 or when the job was terminated or ran into its time-out; while another attempt is due the state is RUNNABLE. A job that
@@ -8,30 +8,19 @@ has ended, or that belongs to another Batch job by now, stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import jobs, logs, worker
+from handler import jobs, logs, webhook
 from handler.jobs import Backend
-from handler.settings import Settings, get_settings
-from handler.storage import NotFound, Storage, open_storage
-
-#: Seconds that the invocation waits for the webhook.
-WEBHOOK_SECONDS = 45.0
+from handler.storage import NotFound, open_from_environment
 
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
 metrics = Metrics(namespace=logs.NAMESPACE, service=logs.SERVICE)
-
-
-@cache
-def _service() -> tuple[Settings, Storage]:
-    settings = get_settings()
-    return settings, open_storage(settings)
 
 
 @logger.inject_lambda_context(clear_state=True)
@@ -49,7 +38,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     metrics.add_metric(name="BatchFailed", unit=MetricUnit.Count, value=int(failed))
     if not failed or id is None:
         return {}
-    settings, storage = _service()
+    settings, storage = open_from_environment()
     code, message = reason(detail)
     batch_job_id = detail.get("jobId")
     try:
@@ -61,8 +50,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         logger.warning("the job is gone", extra={"job_id": id})
         return {}
     logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
-    if call := worker.notify(storage, settings, job):
-        call.join(min(WEBHOOK_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
+    webhook.notify(storage, settings, job)
+    webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
     return {"id": id, "state": job.state.value}
 
 

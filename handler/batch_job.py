@@ -24,14 +24,12 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import jobs, logs, worker
-from handler.jobs import Backend, InvalidId, Job, State
+from handler import jobs, logs, webhook, worker
+from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
 
 ENDED, FAILED, USAGE, REPEAT = 0, 1, 2, 75
-#: Seconds that the container waits for the webhook when the job is done.
-WEBHOOK_SECONDS = 45.0
 
 log = logging.getLogger("handler.batch_job")
 
@@ -42,12 +40,6 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
     Raises:
         storage.StorageError, jobs.InvalidId.
     """
-    calls: list[threading.Thread] = []
-
-    def tell(storage: Storage, settings: Settings, job: Job) -> None:
-        if call := worker.notify(storage, settings, job):
-            calls.append(call)
-
     batch_job_id = os.environ.get("AWS_BATCH_JOB_ID")
     while True:
         job = worker.run_job(
@@ -58,18 +50,16 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
             worker=f"batch-{batch_job_id or os.getpid()}-{os.environ.get('AWS_BATCH_JOB_ATTEMPT', '1')}",
             stop=stopped.is_set,
             batch_job_id=batch_job_id,
-            notify=tell,
         )
         if job is not None:
             break
         try:
-            if not worker.becomes_free(storage, job_id, stop=stopped.is_set):
+            if not worker.wait_until_claimable(storage, job_id, stop=stopped.is_set):
                 job = jobs.get(storage, job_id)
                 break
         except TimeoutError:
             return REPEAT
-    for call in calls:
-        call.join(WEBHOOK_SECONDS)
+    webhook.wait()
     if job.state is State.QUEUED and job.backend is Backend.BATCH:
         return REPEAT
     return FAILED if job.state is State.FAILED else ENDED

@@ -9,8 +9,8 @@ import threading
 import time
 from datetime import timedelta
 
-from handler import jobs, worker
-from handler.jobs import Backend, State, WebhookState
+from handler import jobs, webhook, worker
+from handler.jobs import Backend, State
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError
 from handler.workspace import workspace
@@ -97,15 +97,15 @@ class Workers:
                 return
 
     def _look_for_jobs(self) -> None:
-        """Put what can be claimed, and tell of final states that nobody was told of."""
+        """Put what can be claimed, and deliver the webhooks that are due."""
         now = jobs.utc_now()
         for job in jobs.every(self._storage):
             if jobs.claimable(job, now):
                 self.put(job.id)
             elif job.state is State.AWAITING_UPLOAD:
                 self._queue_if_uploaded(job)
-            elif job.state.final and job.webhook and job.webhook.state is WebhookState.WAITING:
-                worker.notify(self._storage, self._settings, job)
+            elif jobs.webhook_due(job):
+                webhook.notify(self._storage, self._settings, job)
 
     def _queue_if_uploaded(self, job: jobs.Job) -> None:
         """A crash may have come between the upload and the change of the job."""

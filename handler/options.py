@@ -14,12 +14,11 @@ from core import models
 from core.formats import FORMATS
 from core.options import MAX_SCALE
 from handler.settings import Settings
-from handler.storage import file_name
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
-class Asked(BaseModel):
+class RequestOptions(BaseModel):
     """The options of one request; what is left out is chosen by the service."""
 
     # The ranges are for the description only: `core.Options` checks them, and says it in better words.
@@ -83,7 +82,7 @@ def describe(where: Sequence[int | str], kind: str, message: str) -> str:
     # A field that may be left out is a union, whose branches are no names that anybody gave.
     name = ".".join(str(part) for part in where if part not in ("str", "float", "int", "bool"))[:100]
     if kind == "extra_forbidden":
-        return f"there is no {name!r}: the options are {', '.join(Asked.model_fields)}"
+        return f"there is no {name!r}: the options are {', '.join(RequestOptions.model_fields)}"
     return f"{name}: {message[:1].lower()}{message[1:]}"
 
 
@@ -94,7 +93,7 @@ def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:
         core.OptionsError: unknown, of the wrong type, out of range, contradicting, or a model that nobody may name.
     """
     try:
-        given = Asked.model_validate(dict(asked))
+        given = RequestOptions.model_validate(dict(asked))
     except ValidationError as error:
         raise core.OptionsError(sentence(error)) from error
     if given.model is not None:
@@ -136,7 +135,7 @@ def _check_model(name: str, settings: Settings) -> None:
 def limits(settings: Settings) -> core.Limits:
     """What is refused before any work.
 
-    A server is there for many, so it decodes in a process of its own; a Lambda invocation or a Batch container is one.
+    A server is there for many, so it decodes in a separate process; a Lambda invocation or a Batch container is one.
     """
     return core.Limits(
         input_bytes=settings.max_upload_bytes,
@@ -144,8 +143,3 @@ def limits(settings: Settings) -> core.Limits:
         output_pixels=settings.max_output_pixels,
         worker=settings.local,
     )
-
-
-def result_name(filename: str, options: core.Options, format: str) -> str:
-    """The name to save a result under: photo.jpg becomes photo-x2.jpg, or photo-x2.png when PNG was asked for."""
-    return file_name(options.result_name(file_name(filename), format))

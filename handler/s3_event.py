@@ -1,4 +1,4 @@
-"""Lambda: S3 tells of uploads, and each becomes a job that is worked on here, or sent to Batch.
+"""Lambda: S3 reports uploads, and each becomes a job that is worked on here, or sent to Batch.
 
 Three ways of delivery are understood: S3 directly, S3 through EventBridge, and S3 through SQS (there with partial
 batch responses, `ReportBatchItemFailures`).
@@ -13,12 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -27,17 +24,15 @@ from aws_lambda_powertools.logging.utils import copy_config_to_registered_logger
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import jobs, logs, worker
+from handler import batch, jobs, logs, webhook, worker
 from handler.jobs import Backend, Job, State
-from handler.settings import Settings, get_settings
-from handler.storage import InvalidKey, Storage, check_key, open_storage
+from handler.settings import Settings
+from handler.storage import InvalidKey, Storage, check_key, open_from_environment
 
 #: The only prefix that makes jobs; results lie elsewhere, so that nothing calls itself.
 PREFIX = "uploads/"
 #: Seconds before the end of an invocation at which work is handed back: one tile, and two writes of the document.
 RESERVE = 20.0
-#: Seconds that an invocation waits for webhooks when its jobs are done; a thread does not run on after its end.
-WEBHOOK_SECONDS = 45.0
 
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
@@ -60,7 +55,7 @@ class Upload:
         key: decoded.
         version: the version id, or the ETag where the bucket has no versions.
         size: bytes, None where the event does not say.
-        message: id of the SQS message that told of it, None without SQS.
+        message: id of the SQS message that reported it, None without SQS.
     """
 
     bucket: str
@@ -71,7 +66,7 @@ class Upload:
 
 
 def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Upload]:
-    """The uploads that an event tells of; test events, other prefixes, and what is no upload at all are passed over."""
+    """The uploads that an event reports; test events, other prefixes, and what is no upload at all are passed over."""
     if event.get("source") == "aws.s3" and event.get("detail-type") == "Object Created":
         records = [event["detail"]]
     else:
@@ -106,38 +101,27 @@ def _upload(record: Mapping[str, Any], message: str | None) -> Upload | None:
     return Upload(bucket, check_key(key), version, item.get("size"), message)
 
 
-@cache
-def _service() -> tuple[Settings, Storage]:
-    settings = get_settings()
-    return settings, open_storage(settings)
-
-
 @logger.inject_lambda_context(clear_state=True)
 @metrics.log_metrics(capture_cold_start_metric=True)
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Do, or send to Batch, every upload that the event tells of.
+    """Do, or send to Batch, every upload that the event reports.
 
     Raises:
         TryAgain: not all could be ended, so Lambda delivers the event again; not with SQS, where the messages to
             repeat are named in the answer.
     """
-    settings, storage = _service()
-    calls: list[threading.Thread] = []
+    settings, storage = open_from_environment()
     again: list[Upload] = []
     received = list(uploads(event))
     metrics.add_metric(name="Received", unit=MetricUnit.Count, value=len(received))
-
-    def tell(storage: Storage, settings: Settings, job: Job) -> None:
-        if call := worker.notify(storage, settings, job):
-            calls.append(call)
 
     for upload in received:
         if settings.bucket and upload.bucket != settings.bucket:
             logger.warning("an upload to another bucket", extra={"bucket": upload.bucket})
             continue
         try:
-            job = _do(storage, settings, upload, context, tell)
+            job = process_upload(storage, settings, upload, context)
         except Exception:
             logger.exception("not done: %s", upload.key)
             metrics.add_metric(name="TryAgain", unit=MetricUnit.Count, value=1)
@@ -147,21 +131,18 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
             metrics.add_metric(name=job.state.title(), unit=MetricUnit.Count, value=1)
             metrics.add_metric(name="Fallback", unit=MetricUnit.Count, value=int(job.degraded))
 
-    until = time.monotonic() + min(WEBHOOK_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1)
-    for call in calls:
-        call.join(max(0.0, until - time.monotonic()))
+    webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
     if any(upload.message is None for upload in again):
         raise TryAgain(f"{len(again)} of {len(received)} uploads are not done")
     return {"batchItemFailures": [{"itemIdentifier": message} for message in sorted({u.message or "" for u in again})]}
 
 
 @tracer.capture_method(capture_response=False)
-def _do(
+def process_upload(
     storage: Storage,
     settings: Settings,
     upload: Upload,
     context: LambdaContext,
-    tell: Callable[[Storage, Settings, Job], None],
 ) -> Job | None:
     """Bring one upload's job as far as it goes here; None where there was nothing to do.
 
@@ -188,15 +169,14 @@ def _do(
             worker=f"lambda-{context.aws_request_id}",
             stop=lambda: left() <= 0,
             seconds=left(),
-            notify=tell,
         )
         if job is not None:
             break
         job = jobs.get(storage, id)
         if job.state is State.QUEUED and job.backend is Backend.BATCH:
             # Meant for Batch from the start, or whoever moved it there died before he could submit it.
-            return job if job.batch_job_id else worker.submit(storage, settings, job)
-        if job.backend is not Backend.LAMBDA or not worker.becomes_free(storage, id, stop=lambda: left() <= 0):
+            return job if job.batch_job_id else batch.submit(storage, settings, job)
+        if job.backend is not Backend.LAMBDA or not worker.wait_until_claimable(storage, id, stop=lambda: left() <= 0):
             return None
     if job.state is State.QUEUED and job.backend is not Backend.BATCH:
         raise TryAgain("handed back")

@@ -6,8 +6,10 @@ import atexit
 import json
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+import core
 from core import models
 from core.errors import ModelError
 from handler.settings import MIB, Settings
@@ -46,6 +48,16 @@ def fetch(uri: str, settings: Settings) -> Path:
                 _at_exit.push(stack.pop_all())
             _fetched[uri] = folder
         return _fetched[uri]
+
+
+def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
+    """The options with an S3 prefix replaced by a directory, and why that could not be done (empty when it was)."""
+    if asked.model is None or not asked.model.startswith(SCHEME):
+        return asked, ""
+    try:
+        return replace(asked, model=str(fetch(asked.model, settings))), ""
+    except ModelError as error:
+        return asked, str(error)  # a name that the core does not know: it steps down its fall-back chain
 
 
 def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:

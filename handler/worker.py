@@ -8,21 +8,19 @@ names (the next try deletes it), and a working folder that nobody holds (the nex
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import os
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import core
 from core.formats import MEDIA_TYPES
-from handler import dispatch, jobs, options, s3_models, webhook
-from handler.jobs import Backend, Job, Picture, Progress, State, WebhookState
+from handler import batch, jobs, options, remote_file, routing, s3_models, webhook
+from handler.jobs import Backend, Job, Progress, State, StoredFile
+from handler.names import file_name
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError, Unavailable
 from handler.workspace import workspace
@@ -31,20 +29,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds before each repetition of a storage call, on top of the store's own retries.
-PAUSES = (1.0, 4.0, 16.0)
+RETRY_DELAYS = (1.0, 4.0, 16.0)
 #: How often Lambda delivers an event at most.
 TRIES = 3
-#: Bytes of the first ranged read; headers are mostly within it.
-HEADER_BYTES = 64 * 1024
-_MOST_AT_ONCE = 8 * 1024 * 1024
-
-
-def notify(storage: Storage, settings: Settings, job: Job) -> threading.Thread | None:
-    """Start the delivery of a final job's webhook in the background; None where there is nothing to deliver."""
-    if not job.state.final or job.webhook is None or job.webhook.state is not WebhookState.WAITING:
-        return None
-    secret = settings.webhook_secret.get_secret_value()
-    return webhook.in_background(storage, job.id, secret, allow_private=settings.webhook_allow_private)
 
 
 def run_job(
@@ -57,8 +44,8 @@ def run_job(
     stop: Callable[[], bool] = lambda: False,
     seconds: float = math.inf,
     batch_job_id: str | None = None,
-    notify: Callable[[Storage, Settings, Job], object] = notify,
-    pauses: Sequence[float] = PAUSES,
+    notify: Callable[[Storage, Settings, Job], object] = webhook.notify,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
 ) -> Job | None:
     """Claim a job, do it, and end it.
 
@@ -72,7 +59,7 @@ def run_job(
         seconds: that the work may take here; a job estimated to take longer is moved on.
         batch_job_id: the AWS Batch job that this is part of, written into the document with the claim.
         notify: called with the job when it has reached its final state.
-        pauses: seconds before each repetition of a storage call.
+        retry_delays: seconds before each repetition of a storage call.
 
     Returns:
         The job as it was left: succeeded, failed, cancelled, or queued (handed back, or moved on to another backend).
@@ -83,43 +70,29 @@ def run_job(
         storage.NotFound: no such job.
         storage.Unavailable: the store fails so long that not even the failure could be written. The lease runs out,
             so calling again later is right.
-        botocore.exceptions.ClientError: a job moved on to Batch was refused there; see `submit`.
+        botocore.exceptions.ClientError: a job moved on to Batch was refused there; see `batch.submit`.
     """
-    job = _patiently(lambda: jobs.claim(storage, job_id, worker, settings.lease_seconds, backend=backend), pauses)
+    job = with_retries(
+        lambda: jobs.claim(storage, job_id, worker, settings.lease_seconds, backend=backend), retry_delays
+    )
     if job is None:
         # The worker that ended it may have died before it told anybody.
         notify(storage, settings, jobs.get(storage, job_id))
         return None
     log.info("job %s claimed, attempt %d", job.id, job.attempt)
-    with jobs.lease(storage, job, settings.lease_seconds) as held:
-        left = _end(_Try(storage, settings, held, backend, stop, seconds, batch_job_id, pauses))
+    with jobs.keep_lease(storage, job, settings.lease_seconds) as leased:
+        left = _end(_Attempt(storage, settings, leased, backend, stop, seconds, batch_job_id, retry_delays))
     if left is None:
         log.warning("job %s was taken over by another worker", job_id)
         return None
     log.info("job %s is %s", left.id, left.state)
     if left.state is State.QUEUED and left.backend is Backend.BATCH and backend is not Backend.BATCH:
-        return submit(storage, settings, left)
+        return batch.submit(storage, settings, left)
     notify(storage, settings, left)
     return left
 
 
-def submit(storage: Storage, settings: Settings, job: Job) -> Job:
-    """Start a job that is queued for Batch there, and write down its id of AWS Batch.
-
-    Raises:
-        botocore.exceptions.ClientError: Batch refused, or did not answer; the job stays queued, so call again.
-    """
-    batch_job_id = dispatch.submit_batch(job, settings)
-
-    def record(now: Job) -> Job:
-        if now.state is not State.QUEUED or now.backend is not Backend.BATCH or now.batch_job_id:
-            return now  # the container was faster, or somebody else submitted it too
-        return now.model_copy(update={"batch_job_id": batch_job_id})
-
-    return jobs.change(storage, job.id, record)
-
-
-def becomes_free(storage: Storage, job_id: str, *, stop: Callable[[], bool] = lambda: False) -> bool:
+def wait_until_claimable(storage: Storage, job_id: str, *, stop: Callable[[], bool] = lambda: False) -> bool:
     """After `run_job` gave None: whether there is something to do all the same, now or in a moment.
 
     The job may be held by a worker that is dead. A live one renews its lease when a third of it has gone by, so watch
@@ -154,17 +127,17 @@ class _TooMuchHere(Exception):
 
 
 @dataclass(frozen=True)
-class _Try:
+class _Attempt:
     """One claim of one job, and what `run_job` was told about it."""
 
     storage: Storage
     settings: Settings
-    held: jobs.Held
+    leased: jobs.LeasedJob
     backend: Backend
     stop: Callable[[], bool]
     seconds: float
     batch_job_id: str | None
-    pauses: Sequence[float]
+    retry_delays: Sequence[float]
 
     @property
     def larger(self) -> Backend | None:
@@ -178,48 +151,50 @@ class _Try:
 
     def check(self) -> None:
         """Raises: jobs.Lost, jobs.Cancelled, _Stopped."""
-        self.held.check()
+        self.leased.check()
         if self.stop():
             raise _Stopped
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
-        self.held.progress(done, total)
+        self.leased.progress(done, total)
         if self.stop():
             raise _Stopped
 
-    def patiently(self, action: Callable[[], T]) -> T:
+    def with_retries(self, action: Callable[[], T]) -> T:
         """A storage call, repeated while the job is ours."""
-        return _patiently(action, self.pauses, self.check)
+        return with_retries(action, self.retry_delays, self.check)
 
 
-def _end(this: _Try) -> Job | None:
+def _end(attempt: _Attempt) -> Job | None:
     """Do a claimed job and bring its document to what came of it; None if it is not ours any more."""
-    job = this.held.job
+    job = attempt.leased.job
 
     def fail(code: str, message: str) -> Job:
         log.warning("job %s: %s: %s", job.id, code, message)
-        return _patiently(lambda: jobs.fail(this.storage, this.held.job, code, message), this.pauses)
+        return with_retries(lambda: jobs.fail(attempt.storage, attempt.leased.job, code, message), attempt.retry_delays)
 
     def hand_over() -> Job:
-        return _patiently(lambda: jobs.release(this.storage, this.held.job, backend=this.larger), this.pauses)
+        return with_retries(
+            lambda: jobs.release(attempt.storage, attempt.leased.job, backend=attempt.larger), attempt.retry_delays
+        )
 
     def move_on(code: str, message: str) -> Job:
         log.warning(
             "job %s: too much for %s: %s",
             job.id,
-            this.backend,
+            attempt.backend,
             message,
             exc_info=code in ("out_of_memory", "cannot_write"),
         )
-        return hand_over() if this.larger else fail(code, message)
+        return hand_over() if attempt.larger else fail(code, message)
 
     try:
         try:
-            return _work(this)
+            return _work(attempt)
         except _Stopped:
             log.warning("job %s is handed back", job.id)
-            if this.in_lambda and not this.larger and job.attempt >= TRIES:
+            if attempt.in_lambda and not attempt.larger and job.attempt >= TRIES:
                 return fail("out_of_time", "the job takes longer than there is time for here: try a smaller scale")
             return hand_over()
         except _TooMuchHere as much:
@@ -243,35 +218,35 @@ def _end(this: _Try) -> Job | None:
     except jobs.Lost:
         return None
     except jobs.Cancelled:
-        return jobs.get(this.storage, job.id)
+        return jobs.get(attempt.storage, job.id)
 
 
-def _work(this: _Try) -> Job:
+def _work(attempt: _Attempt) -> Job:
     """Everything between claim and success; gives the job as succeeded."""
-    storage, settings, job = this.storage, this.settings, this.held.job
-    this.check()
-    if job.lost and (this.larger or (this.in_lambda and job.attempt >= TRIES)):
+    storage, settings, job = attempt.storage, attempt.settings, attempt.leased.job
+    attempt.check()
+    if job.lost and (attempt.larger or (attempt.in_lambda and job.attempt >= TRIES)):
         # Nobody would come back for the job if this last delivery of the event died of it, too.
         raise _TooMuchHere("worker_lost", "workers were lost on this job, probably out of memory: try a smaller scale")
     start = time.perf_counter()
     asked = options.parse(job.options, settings)
-    chosen, missing = with_local_model(asked, settings)
-    header = this.patiently(lambda: _probe(storage, job.input.key, settings))
-    _plan(this, header, chosen)
+    chosen, missing = s3_models.with_local_model(asked, settings)
+    header = attempt.with_retries(lambda: remote_file.probe(storage, job.input.key, settings))
+    _plan(attempt, header, chosen)
 
     with workspace() as folder:
         source, output = folder / "input", folder / "output"
-        this.patiently(lambda: storage.download(job.input.key, source))
+        attempt.with_retries(lambda: storage.download(job.input.key, source))
         read = time.perf_counter() - start
-        made = core.upscale(source, chosen, output=output, limits=options.limits(settings), progress=this.progress)
+        made = core.upscale(source, chosen, output=output, limits=options.limits(settings), progress=attempt.progress)
         for note in made.notes:
             log.info("job %s: %s", job.id, note)
 
         start = time.perf_counter()
-        name = options.result_name(job.input.name, chosen, made.format)
+        name = file_name(chosen.result_name(job.input.name, made.format))
         key = jobs.result_key(job, name)
-        this.patiently(lambda: storage.upload(output, key, made.media_type))
-        result = Picture(
+        attempt.with_retries(lambda: storage.upload(output, key, made.media_type))
+        result = StoredFile(
             key=key,
             name=name,
             content_type=made.media_type,
@@ -285,32 +260,32 @@ def _work(this: _Try) -> Job:
     reason = missing or made.reason.replace(folder_name, model_name)
     if made.degraded:
         log.warning("job %s: made by %s, a fallback: %s", job.id, made.model, reason)
-    # Not `this.patiently`: the result is there, so what could still stop the job comes too late.
-    return _patiently(
+    # Not `attempt.with_retries`: the result is there, so what could still stop the job comes too late.
+    return with_retries(
         lambda: jobs.succeed(
             storage,
-            this.held.job,
+            attempt.leased.job,
             result,
             model_used=model_name if made.model == folder_name else made.model,
             degraded=made.degraded,
             reason=reason,
             timings={stage: round(taken, 3) for stage, taken in timings.items()},
         ),
-        this.pauses,
+        attempt.retry_delays,
     )
 
 
-def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
+def _plan(attempt: _Attempt, header: core.Probe, chosen: core.Options) -> None:
     """Write the estimate into the document, and see whether this is the place for it.
 
     Raises:
         _TooMuchHere, _Stopped: it is not.
         core.TooLarge, core.OptionsError: no place is.
     """
-    estimate = dispatch.plan(header, chosen, this.settings)
+    estimate = routing.plan(header, chosen, attempt.settings)
     known: dict[str, object] = {"estimate": estimate, "progress": Progress(total=estimate.tiles)}
-    if this.batch_job_id:
-        known["batch_job_id"] = this.batch_job_id
+    if attempt.batch_job_id:
+        known["batch_job_id"] = attempt.batch_job_id
     seen: dict[str, object] = {"bytes": header.bytes, "width": header.width, "height": header.height}
     seen["content_type"] = MEDIA_TYPES[header.format]
 
@@ -319,26 +294,16 @@ def _plan(this: _Try, header: core.Probe, chosen: core.Options) -> None:
             return now
         return now.model_copy(update={**known, "input": now.input.model_copy(update=seen)})
 
-    this.patiently(lambda: jobs.change(this.storage, this.held.job.id, describe))
-    if this.backend is not Backend.BATCH and estimate.route is Backend.BATCH:
+    attempt.with_retries(lambda: jobs.change(attempt.storage, attempt.leased.job.id, describe))
+    if attempt.backend is not Backend.BATCH and estimate.route is Backend.BATCH:
         raise _TooMuchHere("too_large", "the job needs more time or memory than there is here")
-    if estimate.seconds > this.seconds:
+    if estimate.seconds > attempt.seconds:
         raise _Stopped
 
 
-def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
-    """The options with an S3 prefix replaced by a directory, and why that could not be done (empty when it was)."""
-    if asked.model is None or not asked.model.startswith(s3_models.SCHEME):
-        return asked, ""
-    try:
-        return replace(asked, model=str(s3_models.fetch(asked.model, settings))), ""
-    except core.ModelError as error:
-        return asked, str(error)  # a name that the core does not know: it steps down its fall-back chain
-
-
-def _patiently(action: Callable[[], T], pauses: Sequence[float], check: Callable[[], None] = lambda: None) -> T:
+def with_retries(action: Callable[[], T], retry_delays: Sequence[float], check: Callable[[], None] = lambda: None) -> T:
     """Repeat a call while the store is unavailable. `check` may raise in between, to give up early."""
-    for pause in pauses:
+    for pause in retry_delays:
         try:
             return action()
         except Unavailable as error:
@@ -346,63 +311,3 @@ def _patiently(action: Callable[[], T], pauses: Sequence[float], check: Callable
         time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that many workers do not return at once
         check()
     return action()
-
-
-def _probe(storage: Storage, key: str, settings: Settings) -> core.Probe:
-    """The header of a stored picture, by ranged reads.
-
-    Raises:
-        core.InputError: as `core.probe`.
-        storage.StorageError: as `Storage.read_range`.
-    """
-    remote = _RemoteFile(storage, key, storage.head(key).size)
-    try:
-        return core.probe(io.BufferedReader(remote, HEADER_BYTES), options.limits(settings))
-    except core.InputError:
-        if remote.failure:  # to a decoder a store that fails looks like a damaged file
-            raise remote.failure from None
-        raise
-
-
-class _RemoteFile(io.RawIOBase):
-    """A stored object as a seekable file, so that a decoder fetches only what it looks at.
-
-    Reads that follow each other fetch twice as much each time: a header costs one small request, a format whose
-    decoder wants the whole file a few large ones.
-    """
-
-    def __init__(self, storage: Storage, key: str, size: int) -> None:
-        self.failure: StorageError | None = None
-        self._storage, self._key, self._size = storage, key, size
-        self._at = 0
-        self._start, self._block, self._next = 0, b"", HEADER_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if not self._start <= self._at < self._start + len(self._block):
-            if self._at >= self._size:
-                return 0
-            try:
-                self._block = self._storage.read_range(self._key, self._at, max(self._next, len(buffer)))
-            except StorageError as error:
-                self.failure = error
-                raise OSError("the store failed") from error
-            self._start, self._next = self._at, min(2 * self._next, _MOST_AT_ONCE)
-        offset = self._at - self._start
-        data = self._block[offset : offset + len(buffer)]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -22,9 +22,24 @@ METHODS = {name for name in vars(Storage) if not name.startswith("_")}
 
 
 @cache
+def modules() -> frozenset[str]:
+    """Every module of the package by its name below `handler`, a sub-package by its own: `jobs`, `jobs.changes`."""
+    found = [path.relative_to(ROOT / "handler").with_suffix("") for path in (ROOT / "handler").rglob("*.py")]
+    dotted = {".".join(path.parts).removesuffix("__init__").removesuffix(".") for path in found}
+    return frozenset(dotted - {""})
+
+
+@cache
 def tree(module: str) -> ast.Module:
     """The source of `handler.<module>`."""
-    return ast.parse((ROOT / "handler" / f"{module}.py").read_text())
+    path = ROOT / "handler" / module.replace(".", "/")
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+
+
+def is_route(top: ast.stmt) -> bool:
+    """Whether this is a function that nobody calls by its name: a router does, once its module is imported."""
+    decorators = getattr(top, "decorator_list", ())
+    return any(ast.unparse(decorator).startswith("router.") for decorator in decorators)
 
 
 @cache
@@ -35,7 +50,20 @@ def body(node: Node) -> tuple[ast.AST, ...]:
     if name:
         return tuple(top for top in tops if getattr(top, "name", None) == name)
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-    return tuple(top for top in tops if not isinstance(top, kinds))
+    return tuple(top for top in tops if is_route(top) or not isinstance(top, kinds))
+
+
+def resolve(module: str, name: str) -> Node:
+    """What a name of a module is: a module below it, something defined there, or what the module imports itself.
+
+    A value, such as a router, stands for what its module does when it is imported.
+    """
+    below = f"{module}.{name}".strip(".")
+    if below in modules():
+        return below, ""
+    if body((module, name)):
+        return module, name
+    return names(module).get(name, (module, ""))
 
 
 @cache
@@ -46,7 +74,7 @@ def names(module: str) -> dict[str, Node]:
         if isinstance(found, ast.ImportFrom) and (found.module or "").partition(".")[0] == "handler":
             _, _, source = (found.module or "").partition(".")
             for alias in found.names:
-                known[alias.asname or alias.name] = (source, alias.name) if source else (alias.name, "")
+                known[alias.asname or alias.name] = resolve(source, alias.name)
     return known
 
 
@@ -57,9 +85,9 @@ def mentions(node: Node) -> Iterator[Node]:
         for found in ast.walk(part):
             if isinstance(found, ast.Attribute) and isinstance(found.value, ast.Name):
                 target = known.get(found.value.id)
-                if target and not target[1] and body((target[0], found.attr)):
-                    yield (target[0], found.attr)
-            elif isinstance(found, ast.Name) and found.id in known and known[found.id][1]:
+                if target and not target[1]:
+                    yield resolve(target[0], found.attr)
+            elif isinstance(found, ast.Name) and found.id in known:
                 yield known[found.id]
 
 
@@ -86,29 +114,29 @@ def calls(node: Node) -> Iterator[tuple[str, str]]:
             place = part.name
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in METHODS:
             receiver = ast.unparse(part.func.value)
-            if receiver in ("storage", "store()") or receiver.endswith(("._storage", ".storage")):
+            if receiver == "storage" or receiver.endswith(("._storage", ".storage")):
                 yield f"{node[0]}.{place}", part.func.attr
         for child in ast.iter_child_nodes(part):
             yield from visit(child, place)
 
-    if node[0] != "storage":
+    if not node[0].startswith("storage"):
         for part in body(node):
             yield from visit(part, node[1])
 
 
 def clients() -> Iterator[tuple[str, str, str]]:
     """(service, module.function, method) of each use of a boto3 client in the package."""
-    for path in sorted((ROOT / "handler").glob("*.py")):
-        for top in ast.walk(tree(path.stem)):
+    for module in sorted(modules()):
+        for top in ast.walk(tree(module)):
             if not isinstance(top, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
             for found in ast.walk(top):
                 if isinstance(found, ast.Attribute):
                     receiver = ast.unparse(found.value)
                     if receiver == "self.client":
-                        yield "s3", f"{path.stem}.{top.name}", found.attr
+                        yield "s3", f"{module}.{top.name}", found.attr
                     elif receiver == "batch_client()":
-                        yield "batch", f"{path.stem}.{top.name}", found.attr
+                        yield "batch", f"{module}.{top.name}", found.attr
 
 
 def settings_read(module: str) -> set[str]:

@@ -30,22 +30,22 @@ ENTRIES = {
 }
 #: Where each call of the store goes, by the function that calls. A new call fails `test_every_call_is_known`.
 PREFIXES: dict[str, str | dict[str, str]] = {
-    "api.defer": "uploads",
-    "api.keep": "results",
-    "api.result_url": "results",
-    "api.view": "uploads",
-    "jobs._create": "jobs",
-    "jobs._tidy": "results",
-    "jobs.change": "jobs",
-    "jobs.get": "jobs",
-    "jobs.succeed": "results",
+    "jobs.changes._tidy": "results",
+    "jobs.changes.change": "jobs",
+    "jobs.changes.get": "jobs",
+    "jobs.changes.succeed": "results",
+    "jobs.intake._create": "jobs",
+    "remote_file.probe": "uploads",
+    "remote_file.readinto": "uploads",
     "s3_models._download": "models",
-    "worker._probe": "uploads",
+    "web.upscale._defer": "uploads",
+    "web.upscale._keep": "results",
+    "web.views.result_url": "results",
+    "web.views.view": "uploads",
     "worker._work": {"download": "uploads", "upload": "results"},
-    "worker.readinto": "uploads",
 }
 #: Local mode alone comes to these.
-LOCAL_CALLS = {"jobs.every", "local"}
+LOCAL_CALLS = {"jobs.changes.every", "local"}
 #: What a method of the boto3 client needs of IAM. A signed link may do what its signer may.
 S3_ACTIONS = {
     "get_object": {"s3:GetObject"},
@@ -123,7 +123,7 @@ def allowed(template: dict[str, Any], role: str) -> set[tuple[str, str]]:
 def needed(module: str) -> set[tuple[str, str]]:
     """What the code that an entry point reaches needs; every one, S3's 404 for what is missing (ListBucket)."""
     found = {("s3:ListBucket", "bucket")}
-    clients = {place.removeprefix("storage."): method for kind, place, method in reach.clients() if kind == "s3"}
+    clients = {place.removeprefix("storage.s3."): method for kind, place, method in reach.clients() if kind == "s3"}
     for node in reach.reached(module):
         for place, method in reach.calls(node):
             prefix = PREFIXES[place]
@@ -131,7 +131,7 @@ def needed(module: str) -> set[tuple[str, str]]:
                 prefix = prefix[method]
             for action in S3_ACTIONS[clients[THROUGH.get(method, method)]]:
                 found.add((action, "bucket" if action == "s3:ListBucket" else prefix))
-        if node[0] == "dispatch" and node[1] in BATCH_ACTIONS:
+        if node[0] == "batch" and node[1] in BATCH_ACTIONS:
             found.add((BATCH_ACTIONS[node[1]], ""))
     return {(action, where) for action, where in found if action not in NEVER.get(module, ())}
 
@@ -141,12 +141,12 @@ def test_every_call_is_known() -> None:
     found = set(reach.clients())
     assert {method for kind, _, method in found if kind == "s3"} == set(S3_ACTIONS)
     assert {(place, method) for kind, place, method in found if kind == "batch"} == {
-        ("dispatch.submit_batch", "submit_job"),
-        ("dispatch.terminate_batch", "terminate_job"),
+        ("batch.submit_batch", "submit_job"),
+        ("batch.terminate_batch", "terminate_job"),
     }
     places = {place for module in ENTRIES for node in reach.reached(module) for place, _ in reach.calls(node)}
     assert places == set(PREFIXES)
-    modules = {path.stem for path in (ROOT / "handler").glob("*.py")} - {"storage", "__init__", "__main__"}
+    modules = {name for name in reach.modules() if not name.startswith("storage")} - {"__main__"}
     everywhere = {
         place
         for module in modules

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ from PIL import Image
 
 import core
 from core.formats import FORMATS, READABLE
-from handler import api, dispatch, guard, jobs, options, problems
+from handler import api, jobs, options, routing
 from handler.local import Workers
 from handler.settings import Settings
 from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, LocalStorage, Storage, Unavailable, open_storage
+from handler.web import guard, problems
+from handler.web.app import build
+from handler.web.service import WAITING
+from handler.web.warm import warm
+from tests.integration.receiver import Receiver
 from tests.servers import make_bucket
 from tests.unit.pictures import corners, huge_png, saved
 
@@ -46,7 +52,7 @@ def served(
     settings: Settings, storage: Storage | None = None, start: Callable[[str], None] = lambda _: None
 ) -> Iterator[httpx.Client]:
     """A running server, and a client that knows its address."""
-    app = api.build(settings, storage, start)
+    app = build(settings, storage, start)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -426,6 +432,40 @@ def test_cancel(client: httpx.Client) -> None:
     assert "cancelled" in check_problem(client.get(f"/jobs/{job['id']}/result"), 409, "no_result")
 
 
+def test_in_aws_the_webhook_of_a_cancelled_job_is_sent_before_the_answer(tmp_path: Path) -> None:
+    """Lambda freezes the process when the answer is out; a thread that still had to send would stand still with it.
+
+    A directory stands in for the bucket.
+    """
+
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        handler.send_response(204)
+        handler.end_headers()
+
+    settings = local(tmp_path, bucket="b", webhook_allow_private=True)
+    with Receiver(slowly) as receiver, served(settings, LocalStorage(tmp_path)) as client:
+        job = client.post("/jobs", json=WANTED | {"webhook": receiver.url}).json()
+        answer = client.delete(f"/jobs/{job['id']}").json()
+        assert (answer["state"], answer["webhook"]["state"]) == ("cancelled", "delivered")
+        [(_, _, headers, _)] = receiver.requests
+        assert headers["X-Upscale-Job"] == job["id"]
+        assert client.delete(f"/jobs/{job['id']}").json() == answer
+        assert len(receiver.requests) == 1
+
+
+def test_in_aws_a_webhook_that_fails_does_not_fail_the_cancelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.web.jobs.ATTEMPTS", 1)
+    settings = local(tmp_path, bucket="b", webhook_allow_private=True)
+    with Receiver(503) as receiver, served(settings, LocalStorage(tmp_path)) as client:
+        job = client.post("/jobs", json=WANTED | {"webhook": receiver.url}).json()
+        answer = client.delete(f"/jobs/{job['id']}")
+    assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+    assert (answer.json()["webhook"]["state"], answer.json()["webhook"]["status"]) == ("failed", 503)
+
+
 def test_a_job_whose_upload_is_no_picture_fails(client: httpx.Client) -> None:
     job = client.post("/jobs", json=WANTED | {"bytes": 100}).json()
     assert send(client, job["upload"], b"some text").status_code == 204
@@ -655,7 +695,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 
 
 def test_work_is_bounded_and_the_queue_is_short(tmp_path: Path, slow: Slow) -> None:
-    room = 2 + 2 * api.WAITING
+    room = 2 + 2 * WAITING
     with served(local(tmp_path, max_concurrency=2)) as client, ThreadPoolExecutor(room + 5) as pool:
         calls = [pool.submit(client.post, "/upscale", files={"file": ("a.png", PNG)}) for _ in range(room + 5)]
         while sum(call.done() for call in calls) < 5:
@@ -792,12 +832,12 @@ def test_the_import_is_light(tmp_path: Path) -> None:
 
 def test_warming_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert api.warm(local(tmp_path)) is None
-    thread = api.warm(local(tmp_path, warm_model="compact-x2"))
+    assert warm(local(tmp_path)) is None
+    thread = warm(local(tmp_path, warm_model="compact-x2"))
     assert thread
     thread.join()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert dispatch.plan(core.Probe("png", 64, 64, 0, ""), core.Options(), local(tmp_path)).measured
+    assert routing.plan(core.Probe("png", 64, 64, 0, ""), core.Options(), local(tmp_path)).measured
 
 
 LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "f", "BUCKET": "b"}
@@ -836,6 +876,6 @@ def test_options_of_a_job_are_those_of_the_query() -> None:
     """What is kept in a job document is read back as what was asked for."""
     settings = Settings()
     asked = {"scale": "2.5", "format": "webp", "quality": "80", "exact": "true"}
-    kept = options.Asked.model_validate(asked).model_dump(exclude_none=True)
+    kept = options.RequestOptions.model_validate(asked).model_dump(exclude_none=True)
     assert options.parse(json.loads(json.dumps(kept)), settings) == options.parse(asked, settings)
     assert replace(options.parse(kept, settings), scale=2) != options.parse(asked, settings)

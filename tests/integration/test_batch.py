@@ -140,7 +140,7 @@ def test_a_second_container_leaves_the_first_alone(store: LocalStorage, settings
     job = for_batch(store, picture())
     claimed = jobs.claim(store, job.id, "first", 3, backend=Backend.BATCH)
     assert claimed
-    with jobs.lease(store, claimed, 3):
+    with jobs.keep_lease(store, claimed, 3):
         assert run(store, settings, job) == batch_job.ENDED
         assert jobs.get(store, job.id).attempt == 1
 
@@ -194,7 +194,7 @@ def call(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatc
     """The handler of Batch's events, as Lambda calls it."""
 
     def handle(sent: dict[str, Any], storage: Any = store) -> Any:
-        monkeypatch.setattr(batch_event, "_service", lambda: (settings, storage))
+        monkeypatch.setattr(batch_event, "open_from_environment", lambda: (settings, storage))
         return batch_event.handler(sent, cast(LambdaContext, Context()))
 
     yield handle

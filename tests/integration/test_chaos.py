@@ -25,11 +25,11 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 import core
-from handler import jobs, s3_event, worker
-from handler import storage as store_module
+from handler import jobs, s3_event, webhook, worker
 from handler.jobs import Backend, Job, State, WebhookState
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
+from handler.storage import local as store_module
 from tests.integration.work import (
     AT_ONCE,
     Context,
@@ -77,7 +77,7 @@ def prepare(folder: Path, settings: Settings) -> LocalStorage:
     os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     tempfile.tempdir = str(folder / "scratch")
     storage = LocalStorage(settings.data_dir)
-    s3_event._service = lambda: (settings, storage)  # type: ignore[assignment]
+    setattr(s3_event, "open_from_environment", lambda: (settings, storage))  # noqa: B010 - mypy refuses the other way
     return storage
 
 
@@ -221,7 +221,7 @@ def five(folder: Path, settings: Settings, sent: dict[str, Any], together: Any) 
 
     def once(_: int) -> None:
         together.wait(60)
-        s3_event._do(storage, settings, upload, cast(LambdaContext, Context()), lambda *_: None)
+        s3_event.process_upload(storage, settings, upload, cast(LambdaContext, Context()))
 
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(once, range(5)))
@@ -347,7 +347,7 @@ def store(proxy: Proxy, seaweedfs_bucket: tuple[str, str]) -> S3Storage:
 
 
 def run(storage: S3Storage | LocalStorage, settings: Settings, job: Job, **named: Any) -> Job | None:
-    named = {"pauses": AT_ONCE, "backend": Backend.LAMBDA, **named}
+    named = {"retry_delays": AT_ONCE, "backend": Backend.LAMBDA, **named}
     return worker.run_job(storage, settings, job.id, worker="test", **named)
 
 
@@ -398,7 +398,7 @@ def test_a_store_that_is_gone_for_a_while_costs_a_try(proxy: Proxy, store: S3Sto
         run(store, settings, job, stop=breaks)
     proxy.rule = lambda _method, _path: None
     assert jobs.get(store, job.id).state is State.RUNNING
-    assert worker.becomes_free(store, job.id)
+    assert worker.wait_until_claimable(store, job.id)
     done = run(store, settings, job)
     assert done
     assert (done.state, done.attempt, done.lost) == (State.SUCCEEDED, 2, 1)
@@ -437,7 +437,7 @@ def test_nothing_waits_for_a_webhook_that_hangs(tmp_path: Path) -> None:
     calls: list[threading.Thread] = []
 
     def notify(storage: Any, settings: Settings, job: Job) -> None:
-        call = worker.notify(storage, settings, job)
+        call = webhook.notify(storage, settings, job)
         assert call
         calls.append(call)
 
@@ -459,7 +459,7 @@ def test_the_records_of_an_event_do_not_wait_for_each_others_webhooks(
 ) -> None:
     settings = configured(tmp_path, webhook_allow_private=True)
     storage = LocalStorage(settings.data_dir)
-    monkeypatch.setattr(s3_event, "_service", lambda: (settings, storage))
+    monkeypatch.setattr(s3_event, "open_from_environment", lambda: (settings, storage))
     with silence() as (url, speak):
         waiting = [queued(storage, picture(), webhook=url) for _ in range(2)]
         sent = uploads_of([job.input.key for job in waiting])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from handler import jobs
-from handler.jobs import Backend, Job, Picture, Request, State
+from handler.jobs import Backend, Job, Request, State, StoredFile
 from handler.storage import Changed, Exists, LocalStorage, NotFound, S3Storage, Storage, Unavailable
 from tests.integration.together import Together
 
@@ -68,11 +68,11 @@ def claimed(storage: Storage, id: str, clock: jobs.Clock = jobs.utc_now) -> Job:
     return job
 
 
-def written(storage: Storage, job: Job, data: bytes = b"result") -> Picture:
+def written(storage: Storage, job: Job, data: bytes = b"result") -> StoredFile:
     """A result, stored as a worker does."""
     key = jobs.result_key(job, "photo-x2.png")
     storage.put(key, data, "image/png")
-    return Picture(key=key, name="photo-x2.png", content_type="image/png", bytes=len(data))
+    return StoredFile(key=key, name="photo-x2.png", content_type="image/png", bytes=len(data))
 
 
 def results(storage: Storage, id: str) -> list[str]:
@@ -88,7 +88,9 @@ def test_the_life_of_a_job(storage: Storage, clock: Time) -> None:
     job, new = jobs.put(storage, id, request, ttl=TTL, clock=clock)
     assert new
     assert (job.id, job.state, job.attempt, job.model) == (id, State.AWAITING_UPLOAD, 0, "compact-x2")
-    assert job.input == Picture(key=f"uploads/{id}/photo.jpg", name="photo.jpg", content_type="image/jpeg", bytes=1000)
+    assert job.input == StoredFile(
+        key=f"uploads/{id}/photo.jpg", name="photo.jpg", content_type="image/jpeg", bytes=1000
+    )
     assert (job.created, job.expires) == (clock.now, clock.now + TTL)
     assert jobs.claim(storage, id, "worker", LEASE, clock=clock) is None, "there is nothing to work on yet"
 
@@ -319,7 +321,7 @@ def test_one_of_many_puts_makes_the_job(atomic: Storage, four: Together) -> None
     assert jobs.get(atomic, found).state is State.QUEUED
 
 
-def worker_calls(storage: Storage, job: Job, output: Picture, clock: Time) -> list[Callable[[], object]]:
+def worker_calls(storage: Storage, job: Job, output: StoredFile, clock: Time) -> list[Callable[[], object]]:
     """Everything that only the holder of a claim may do."""
     return [
         lambda: jobs.renew(storage, job, LEASE, clock=clock),
@@ -430,7 +432,7 @@ def test_results_lie_where_their_claim_says(local: LocalStorage) -> None:
     job = claimed(local, queued(local))
     for key in (f"results/{job.id}/2/x.png", f"results/{job.id}/x.png", f"results/{job.id}/11/x.png"):
         with pytest.raises(ValueError, match="lies under"):
-            jobs.succeed(local, job, Picture(key=key, name="x", content_type="image/png"), model_used="m")
+            jobs.succeed(local, job, StoredFile(key=key, name="x", content_type="image/png"), model_used="m")
 
 
 # Uploads
@@ -442,7 +444,7 @@ def test_an_upload_without_a_job_gets_one(storage: Storage) -> None:
         storage, "bucket", key, "v1", ttl=TTL, content_type="image/jpeg", size=5, options={"scale": 3}
     )
     assert (job.state, job.options) == (State.QUEUED, {"scale": 3})
-    assert job.input == Picture(key=key, name="a+b %.jpg", content_type="image/jpeg", bytes=5, version="v1")
+    assert job.input == StoredFile(key=key, name="a+b %.jpg", content_type="image/jpeg", bytes=5, version="v1")
     again = jobs.find_or_create_for_upload(storage, "bucket", key, "v1", ttl=TTL, size=6)
     assert again == job
     others = [("bucket", key, "v2"), ("other", key, "v1"), ("bucket", key + "x", "v1"), ("bucket", key[:-1], "gv1")]
@@ -585,7 +587,7 @@ def test_killed_at_any_moment(local: LocalStorage, clock: Time) -> None:
 def test_progress_is_written_every_two_seconds(local: LocalStorage, clock: Time) -> None:
     store = Trouble(local)
     job = claimed(local, queued(local, clock), clock)
-    with jobs.lease(store, job, LEASE, clock=clock) as held:
+    with jobs.keep_lease(store, job, LEASE, clock=clock) as held:
         for tile in range(100):  # ten a second
             held.progress(tile, 100)
             clock.sleep(0.1)
@@ -605,7 +607,7 @@ def test_progress_is_written_every_two_seconds(local: LocalStorage, clock: Time)
 def test_the_document_is_read_every_two_seconds(local: LocalStorage, clock: Time) -> None:
     store = Trouble(local)
     job = claimed(local, queued(local, clock), clock)
-    with jobs.lease(store, job, LEASE, clock=clock) as held:
+    with jobs.keep_lease(store, job, LEASE, clock=clock) as held:
         for _ in range(100):
             held.check()
             clock.sleep(0.1)
@@ -621,11 +623,11 @@ def test_the_document_is_read_every_two_seconds(local: LocalStorage, clock: Time
 
 @pytest.mark.parametrize("how", ["check", "progress"])
 def test_losing_the_job_while_working(local: LocalStorage, clock: Time, how: str) -> None:
-    def tile(held: jobs.Held) -> None:
+    def tile(held: jobs.LeasedJob) -> None:
         held.check() if how == "check" else held.progress(1, 2)
 
     job = claimed(local, queued(local, clock), clock)
-    with jobs.lease(local, job, LEASE, clock=clock) as held:
+    with jobs.keep_lease(local, job, LEASE, clock=clock) as held:
         clock.sleep(LEASE)
         other = claimed(local, job.id, clock)
         with pytest.raises(jobs.Lost):
@@ -633,7 +635,7 @@ def test_losing_the_job_while_working(local: LocalStorage, clock: Time, how: str
     assert jobs.get(local, job.id) == other
 
     job = claimed(local, queued(local, clock), clock)
-    with jobs.lease(local, job, LEASE, clock=clock) as held:
+    with jobs.keep_lease(local, job, LEASE, clock=clock) as held:
         clock.sleep(5)
         local.delete(jobs.job_key(job.id))
         with pytest.raises(jobs.Lost):
@@ -643,7 +645,7 @@ def test_losing_the_job_while_working(local: LocalStorage, clock: Time, how: str
 def test_a_store_that_fails_does_not_stop_the_work(local: LocalStorage, clock: Time) -> None:
     store = Trouble(local, lambda *_: "down")
     job = claimed(local, queued(local, clock), clock)
-    with jobs.lease(store, job, LEASE, clock=clock) as held:
+    with jobs.keep_lease(store, job, LEASE, clock=clock) as held:
         for _ in range(100):
             held.check()
             held.progress(1, 2)
@@ -666,7 +668,7 @@ def threads() -> Iterator[threading.Thread]:
 def test_the_lease_is_renewed_while_working(storage: Storage) -> None:
     job = jobs.claim(storage, queued(storage), "worker", 0.6)
     assert job is not None
-    with jobs.lease(storage, job, 0.6) as held:
+    with jobs.keep_lease(storage, job, 0.6) as held:
         for _ in range(3):
             before = held.job
             until(lambda before=before: held.job is not before)  # type: ignore[misc]
@@ -681,7 +683,7 @@ def test_the_lease_is_renewed_while_working(storage: Storage) -> None:
 
 def test_the_thread_notices_too(local: LocalStorage) -> None:
     job = claimed(local, queued(local))
-    with jobs.lease(local, job, 0.3) as held:
+    with jobs.keep_lease(local, job, 0.3) as held:
         jobs.cancel(local, job.id)
         until(lambda: not any(threads()))
         with pytest.raises(jobs.Cancelled):
@@ -691,14 +693,14 @@ def test_the_thread_notices_too(local: LocalStorage) -> None:
 def test_the_lease_is_tried_again_after_trouble(local: LocalStorage) -> None:
     store = Trouble(local, lambda _, number: "down" if number < 3 else None)
     job = claimed(local, queued(local))
-    with jobs.lease(store, job, 0.3) as held:
+    with jobs.keep_lease(store, job, 0.3) as held:
         until(lambda: held.job is not job)
     assert len(store.calls) >= 4
 
 
 def test_leaving_the_work_leaves_the_job(local: LocalStorage) -> None:
     job = claimed(local, queued(local))
-    with pytest.raises(ZeroDivisionError), jobs.lease(local, job, LEASE):
+    with pytest.raises(ZeroDivisionError), jobs.keep_lease(local, job, LEASE):
         raise ZeroDivisionError
     assert jobs.get(local, job.id).state is State.RUNNING
     until(lambda: not any(threads()))

@@ -15,7 +15,8 @@ import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import dispatch, jobs, s3_event, worker
+from handler import jobs, s3_event, worker
+from handler.batch import batch_client
 from handler.jobs import Backend, Job, State
 from handler.s3_event import TryAgain, Upload
 from handler.settings import Settings
@@ -41,12 +42,12 @@ def store(settings: Settings) -> LocalStorage:
 def call(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     """The handler, as Lambda calls it."""
     run_job = worker.run_job
-    monkeypatch.setattr(worker, "run_job", lambda *a, **named: run_job(*a, **{**named, "pauses": AT_ONCE}))
+    monkeypatch.setattr(worker, "run_job", lambda *a, **named: run_job(*a, **{**named, "retry_delays": AT_ONCE}))
 
     def handle(
         sent: dict[str, Any], *, context: Context | None = None, storage: Any = store, settings: Settings = settings
     ) -> dict[str, Any]:
-        monkeypatch.setattr(s3_event, "_service", lambda: (settings, storage))
+        monkeypatch.setattr(s3_event, "open_from_environment", lambda: (settings, storage))
         answer: dict[str, Any] = s3_event.handler(sent, cast(LambdaContext, context or Context()))
         return answer
 
@@ -230,7 +231,7 @@ def test_before_the_time_runs_out_the_job_is_handed_back(call: Call, store: Loca
 def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """A queue and a job definition on moto, which takes jobs and does not run them; as settings."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    dispatch.batch_client.cache_clear()
+    batch_client.cache_clear()
     body = json.dumps({"batch": {"use_docker": False}}).encode()
     urllib.request.urlopen(f"{moto}/moto-api/config", body, timeout=10).close()
     client = boto3.client("batch")
@@ -251,7 +252,7 @@ def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]
         containerProperties={"image": "upscaler", "vcpus": 1, "memory": 512, "command": ["true"]},
     )
     yield {"batch_queue": name, "batch_job_definition": name}
-    dispatch.batch_client.cache_clear()
+    batch_client.cache_clear()
 
 
 def test_what_is_too_big_for_lambda_goes_to_batch(
@@ -279,7 +280,7 @@ def test_time_that_runs_out_sends_the_job_to_batch(
         sent.append(job.id)
         return "batch-1"
 
-    monkeypatch.setattr(dispatch, "submit_batch", submit)
+    monkeypatch.setattr("handler.batch.submit_batch", submit)
     settings = configured(tmp_path, bucket=BUCKET, batch_queue="q", batch_job_definition="d")
     store.put("uploads/6f9619ff-8b86-4011-b42d-00c04fc964ff/photo.png", picture(), "image/png")
     call(event("s3_put.json"), settings=settings, context=Context(ends_after=4))
@@ -297,10 +298,10 @@ def test_a_submission_that_failed_is_made_by_the_next_delivery(
     def refused(*_: object) -> str:
         raise RuntimeError("Batch does not answer")
 
-    monkeypatch.setattr(dispatch, "submit_batch", refused)
+    monkeypatch.setattr("handler.batch.submit_batch", refused)
     with pytest.raises(TryAgain):
         call(event("s3_put.json"), settings=settings)
-    monkeypatch.setattr(dispatch, "submit_batch", lambda *_: "batch-1")
+    monkeypatch.setattr("handler.batch.submit_batch", lambda *_: "batch-1")
     call(event("s3_put.json"), settings=settings)
     [job] = found(store)
     assert (job.state, job.backend, job.batch_job_id) == (State.QUEUED, Backend.BATCH, "batch-1")

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
+from handler.names import content_disposition, file_name
 from handler.storage import (
     Changed,
     Exists,
@@ -33,8 +34,6 @@ from handler.storage import (
     Unavailable,
     UploadLink,
     check_key,
-    content_disposition,
-    file_name,
 )
 from tests.integration.together import Together
 

@@ -10,78 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handler import jobs, webhook
+from handler import jobs, safe_post, webhook
+from handler.safe_post import Refused, check_url, is_public
 from handler.storage import LocalStorage, Unavailable
-from handler.webhook import DeliveryOutcome, Refused, check_url, deliver, is_public, once, verify
+from handler.webhook import DeliveryOutcome, deliver, deliver_once, verify
+from tests.integration.receiver import Receiver
 from tests.integration.together import Together
 
 SECRET = "secret"
-
-
-class Receiver:
-    """A web server that notes what it gets, and answers as told: a status, (status, headers), or a function.
-
-    Args:
-        answers: one for each request, the last one for ever.
-        address: of 127.0.0.0/8.
-        context: for TLS.
-    """
-
-    def __init__(self, *answers: Any, address: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> None:
-        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:  # noqa: N805
-                body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-                answer = answers[min(len(self.requests), len(answers) - 1)] if answers else 204
-                self.requests.append((handler.command, handler.path, dict(handler.headers), body))
-                if callable(answer):
-                    answer(handler)
-                    return
-                status, headers = answer if isinstance(answer, tuple) else (answer, {})
-                handler.send_response(status)
-                for name, value in headers.items():
-                    handler.send_header(name, value)
-                handler.send_header("Content-Length", "0")
-                handler.end_headers()
-
-            do_GET = do_POST  # noqa: N815
-
-            def log_message(handler, *_: object) -> None:  # noqa: N805
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            block_on_close = False
-
-            def handle_error(self, *_: object) -> None:
-                pass  # clients hang up on us: that is what some of these tests are about
-
-            def get_request(self) -> tuple[Any, Any]:
-                connection, peer = super().get_request()
-                if context:
-                    connection = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-                return connection, peer
-
-        self._server = Server((address, 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.port = self._server.server_port
-        self.url = f"{'https' if context else 'http'}://{address}:{self.port}/hook?a=b"
-
-    def __enter__(self) -> Receiver:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def call(url: str, secret: str = SECRET, **kwargs: Any) -> DeliveryOutcome:
@@ -376,7 +318,7 @@ def test_spellings_of_this_machine(host: str) -> None:
 @pytest.fixture
 def one_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 127.0.0.1 play a public address, and 127.0.0.2 the private network behind."""
-    monkeypatch.setattr(webhook, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(safe_post, "is_public", lambda address: address == "127.0.0.1")
 
 
 NAMES = {"public.example": "127.0.0.1", "private.example": "127.0.0.2"}
@@ -545,8 +487,8 @@ def test_once(store: LocalStorage) -> None:
     with Receiver(200) as server:
         id = ended_job(store, server.url)
         before = jobs.get(store, id)
-        assert once(store, id, SECRET, allow_private=True) == DeliveryOutcome(True, 200, 1)
-        assert once(store, id, SECRET, allow_private=True) is None
+        assert deliver_once(store, id, SECRET, allow_private=True) == DeliveryOutcome(True, 200, 1)
+        assert deliver_once(store, id, SECRET, allow_private=True) is None
     [(_, _, headers, body)] = server.requests
     assert headers["X-Upscale-Job"] == id
     sent = json.loads(body)
@@ -563,21 +505,21 @@ def test_nothing_to_send(store: LocalStorage) -> None:
     def never(*_: object, **__: object) -> DeliveryOutcome:
         raise AssertionError("called")
 
-    assert once(store, ended_job(store, None), SECRET, deliver=never) is None
-    assert once(store, jobs.new_id(), SECRET, deliver=never) is None
+    assert deliver_once(store, ended_job(store, None), SECRET, deliver=never) is None
+    assert deliver_once(store, jobs.new_id(), SECRET, deliver=never) is None
     request = jobs.Request(filename="a.jpg", content_type="image/jpeg", bytes=1, webhook="http://1.1.1.1/")
-    assert once(store, jobs.create(store, request, ttl=timedelta(days=1)).id, SECRET, deliver=never) is None
+    assert deliver_once(store, jobs.create(store, request, ttl=timedelta(days=1)).id, SECRET, deliver=never) is None
 
 
 def test_a_failed_delivery_is_noted_and_not_repeated(store: LocalStorage) -> None:
     id = ended_job(store, "http://127.0.0.1/")
-    outcome = once(store, id, SECRET)
+    outcome = deliver_once(store, id, SECRET)
     assert outcome == DeliveryOutcome(False, None, 1, "a webhook must not go to a private address")
     hook = jobs.get(store, id).webhook
     assert hook is not None
     assert (hook.state, hook.error) == ("failed", outcome.error)
     assert jobs.get(store, id).state is jobs.State.CANCELLED
-    assert once(store, id, SECRET) is None
+    assert deliver_once(store, id, SECRET) is None
 
 
 def test_a_process_that_dies_while_sending_does_not_send_again(store: LocalStorage) -> None:
@@ -589,13 +531,13 @@ def test_a_process_that_dies_while_sending_does_not_send_again(store: LocalStora
 
     id = ended_job(store, "http://1.1.1.1/")
     with pytest.raises(Killed):
-        once(store, id, SECRET, deliver=die)
+        deliver_once(store, id, SECRET, deliver=die)
     assert state(store, id) == "sending"
-    assert once(store, id, SECRET, deliver=die) is None
+    assert deliver_once(store, id, SECRET, deliver=die) is None
 
 
 def once_each(number: int, store: LocalStorage, ids: list[str]) -> int:
-    return sum(once(store, id, SECRET, allow_private=True) is not None for id in ids)
+    return sum(deliver_once(store, id, SECRET, allow_private=True) is not None for id in ids)
 
 
 def test_four_processes_send_once(store: LocalStorage, four: Together) -> None:
@@ -617,7 +559,7 @@ def test_a_store_that_fails_afterwards(store: LocalStorage, monkeypatch: pytest.
         monkeypatch.setattr(store, "swap", down)
         return DeliveryOutcome(True, 200, 1)
 
-    outcome = once(store, id, SECRET, deliver=sent)
+    outcome = deliver_once(store, id, SECRET, deliver=sent)
     assert outcome is not None
     assert outcome.delivered
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import core
 from core import models
-from handler import dispatch, jobs, s3_models, worker
+from handler import jobs, remote_file, s3_models, worker
 from handler.jobs import Backend, Job, Lease, State
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Storage, Unavailable
@@ -55,12 +55,12 @@ def batch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         sent.append(job.id)
         return f"batch-{len(sent)}"
 
-    monkeypatch.setattr(dispatch, "submit_batch", submit)
+    monkeypatch.setattr("handler.batch.submit_batch", submit)
     return sent
 
 
 def run(storage: Storage | Failing, settings: Settings, job: Job, **named: Any) -> Job | None:
-    named = {"backend": Backend.LAMBDA, "pauses": AT_ONCE, **named}
+    named = {"backend": Backend.LAMBDA, "retry_delays": AT_ONCE, **named}
     return worker.run_job(cast(Storage, storage), settings, job.id, worker="test", **named)
 
 
@@ -165,9 +165,9 @@ def test_the_header_is_read_alone(
 
     monkeypatch.setattr(local, "read_range", read_range)
     # In local mode the file goes to the process that decodes, all of it: it lies on this disk anyway.
-    header = worker._probe(local, "uploads/large", configured(tmp_path, bucket="bucket"))
+    header = remote_file.probe(local, "uploads/large", configured(tmp_path, bucket="bucket"))
     assert (header.width, header.height, header.bytes) == (600, 500, len(data))
-    assert read <= 2 * worker.HEADER_BYTES < len(data)
+    assert read <= 2 * remote_file.HEADER_BYTES < len(data)
 
 
 def test_a_header_at_the_end_of_a_file_is_found(local: LocalStorage, tmp_path: Path) -> None:
@@ -177,13 +177,13 @@ def test_a_header_at_the_end_of_a_file_is_found(local: LocalStorage, tmp_path: P
     data[4:8] = (len(data) + 100_000).to_bytes(4, "little")  # moved behind a hole, as writers that stream have it
     data += bytes(100_000) + directory
     local.put("uploads/tiff", bytes(data), "image/tiff")
-    assert worker._probe(local, "uploads/tiff", configured(tmp_path)).width == 300
+    assert remote_file.probe(local, "uploads/tiff", configured(tmp_path)).width == 300
 
 
 def test_a_cancelled_job_ends_between_two_tiles(
     local: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch, scratch: Path
 ) -> None:
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("handler.jobs.changes.HEARTBEAT_SECONDS", 0.0)
     job = queued(local, picture())
     told: list[Job] = []
 
@@ -318,7 +318,7 @@ def test_when_not_even_the_failure_can_be_written_another_worker_takes_over(
     with pytest.raises(Unavailable):
         run(failing, settings, job, stop=stop)
     assert jobs.get(local, job.id).state is State.RUNNING
-    assert worker.becomes_free(local, job.id)
+    assert worker.wait_until_claimable(local, job.id)
     done = ended(local, settings, job)
     assert (done.state, done.attempt, done.lost) == (State.SUCCEEDED, 2, 1)
 
@@ -327,18 +327,18 @@ def test_a_job_held_by_a_live_worker_does_not_become_free(local: LocalStorage) -
     job = queued(local, picture())
     claimed = jobs.claim(local, job.id, "alive", 3)
     assert claimed
-    with jobs.lease(local, claimed, 3) as held:
-        assert not worker.becomes_free(local, job.id)
+    with jobs.keep_lease(local, claimed, 3) as held:
+        assert not worker.wait_until_claimable(local, job.id)
         with pytest.raises(TimeoutError):
-            worker.becomes_free(local, job.id, stop=lambda: True)
+            worker.wait_until_claimable(local, job.id, stop=lambda: True)
         jobs.fail(local, held.job, "code", "message")
-    assert not worker.becomes_free(local, job.id)
+    assert not worker.wait_until_claimable(local, job.id)
 
 
 def test_progress_is_written_while_working(
     local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("handler.jobs.changes.HEARTBEAT_SECONDS", 0.0)
     job = queued(local, picture(100, 40))
     seen: list[tuple[int, int]] = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handler.__main__ import settings_table
-from handler.problems import CODES
+from handler.web.problems import CODES
 
 ROOT = Path(__file__).parents[2]
 

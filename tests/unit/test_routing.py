@@ -8,7 +8,7 @@ import pytest
 
 import core
 from core import models
-from handler import dispatch, options
+from handler import options, routing
 from handler.jobs import Backend
 from handler.settings import MIB, Settings
 
@@ -56,13 +56,13 @@ def probe(width: int, height: int, format: str = "png", frames: int = 1, plays: 
 def test_route(where: dict[str, Any], seconds: float, memory: int, expected: Backend | None) -> None:
     if expected is REFUSED:
         with pytest.raises(core.TooLarge, match="smaller picture"):
-            dispatch.route(estimate(seconds, memory), settings(**where))
+            routing.route(estimate(seconds, memory), settings(**where))
     else:
-        assert dispatch.route(estimate(seconds, memory), settings(**where)) is expected
+        assert routing.route(estimate(seconds, memory), settings(**where)) is expected
 
 
 def test_plan_says_what_the_core_says() -> None:
-    plan = dispatch.plan(probe(100, 50), core.Options(scale=3), settings())
+    plan = routing.plan(probe(100, 50), core.Options(scale=3), settings())
     assert (plan.width, plan.height, plan.model, plan.route) == (300, 150, "compact-x3", Backend.INLINE)
     assert plan.cost is None
     found = core.estimate(100, 50, core.Options(scale=3), picture=probe(100, 50))
@@ -70,9 +70,9 @@ def test_plan_says_what_the_core_says() -> None:
 
 
 def test_plan_names_the_price_of_lambda_only() -> None:
-    plan = dispatch.plan(probe(100, 50), core.Options(), settings(**AWS))
-    assert plan.cost == pytest.approx(plan.seconds * 4 * dispatch.LAMBDA_GIB_SECOND)
-    assert dispatch.plan(probe(100, 50), core.Options(), settings(**WITH_BATCH, lambda_seconds=0)).cost is None
+    plan = routing.plan(probe(100, 50), core.Options(), settings(**AWS))
+    assert plan.cost == pytest.approx(plan.seconds * 4 * routing.LAMBDA_GIB_SECOND)
+    assert routing.plan(probe(100, 50), core.Options(), settings(**WITH_BATCH, lambda_seconds=0)).cost is None
 
 
 @pytest.mark.parametrize(
@@ -87,21 +87,21 @@ def test_plan_names_the_price_of_lambda_only() -> None:
 )
 def test_plan_refuses(width: int, height: int, asked: core.Options, error: type[Exception]) -> None:
     limited = settings(max_pixels=1_000_000, max_output_pixels=4_000_000)
-    assert dispatch.plan(probe(1000, 1000), core.Options(), limited)
+    assert routing.plan(probe(1000, 1000), core.Options(), limited)
     with pytest.raises(error):
-        dispatch.plan(probe(width, height), asked, limited)
+        routing.plan(probe(width, height), asked, limited)
 
 
 def test_plan_counts_the_frames_that_are_kept() -> None:
     animation = probe(100, 50, "gif", frames=10, plays=0)
-    one = dispatch.plan(probe(100, 50), core.Options(format="webp"), settings())
-    kept = dispatch.plan(animation, core.Options(), settings())
-    first = dispatch.plan(animation, core.Options(format="jpeg"), settings())
+    one = routing.plan(probe(100, 50), core.Options(format="webp"), settings())
+    kept = routing.plan(animation, core.Options(), settings())
+    first = routing.plan(animation, core.Options(format="jpeg"), settings())
     assert (kept.tiles, first.tiles) == (10 * one.tiles, one.tiles)
     assert kept.seconds == pytest.approx(10 * one.seconds)
     for limited in (settings(max_pixels=49_999), settings(max_output_pixels=199_999)):
         with pytest.raises(core.TooLarge):
-            dispatch.plan(animation, core.Options(), limited)
+            routing.plan(animation, core.Options(), limited)
 
 
 def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pyt
         raise core.ModelError("offline")
 
     monkeypatch.setattr(models, "_snapshot", offline)
-    plan = dispatch.plan(probe(64, 64), core.Options(model="nobody/nothing"), settings())
+    plan = routing.plan(probe(64, 64), core.Options(model="nobody/nothing"), settings())
     assert plan.model == "caidas/swin2SR-classical-sr-x2-64" or plan.model == "swin2sr-classical-x2"
 
 
@@ -171,25 +171,3 @@ def test_a_bucket_is_no_door_to_other_buckets() -> None:
     for name in ("s3://other/models/x", "s3://b/uploads/x", "s3://b/modelsx/y"):
         with pytest.raises(core.OptionsError):
             options.parse({"model": name}, settings(**AWS))
-
-
-@pytest.mark.parametrize(
-    ("filename", "asked", "format", "expected"),
-    [
-        ("photo.jpg", core.Options(), "jpeg", "photo-x2.jpg"),
-        ("photo.JPEG", core.Options(scale=3.5), "jpeg", "photo-x3.5.JPEG"),
-        ("photo.jpg", core.Options(), "png", "photo-x2.png"),
-        ("photo", core.Options(width=640), "tiff", "photo-640x.tif"),
-        ("a/b/../photo.png", core.Options(width=640, height=480), "png", "photo-640x480.png"),
-        ("été 1.webp", core.Options(), "webp", "été 1-x2.webp"),
-        ("", core.Options(), "bmp", "image-x2.bmp"),
-    ],
-)
-def test_result_name(filename: str, asked: core.Options, format: str, expected: str) -> None:
-    assert options.result_name(filename, asked, format) == expected
-
-
-def test_long_names_keep_their_suffix() -> None:
-    name = options.result_name("x" * 10_000 + ".jpg", core.Options(), "png")
-    assert name.endswith(".png")
-    assert len(name.encode()) <= 200

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler import problems
-from handler.problems import Problem
 from handler.settings import Settings
+from handler.web import problems
+from handler.web.problems import Problem
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
@@ -155,7 +155,7 @@ def _rate_limit(settings: Settings) -> Callable[[str], int | None]:
     return wait
 
 
-class Gate:
+class ConcurrencyLimiter:
     """At most so many at work, and a short queue; who comes then is sent away with a time to come back.
 
     Args:

@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 import core
 from core.formats import READABLE
-from handler import jobs, storage, webhook
+from handler import jobs, safe_post, storage
 from handler.options import describe
 
 MEDIA_TYPE = "application/problem+json"
@@ -133,7 +133,7 @@ def response(problem: Problem, request_id: str) -> JSONResponse:
 
 
 #: Exceptions whose one line is written for the client, and the code that each becomes.
-_TOLD: tuple[tuple[type[Exception], str], ...] = (
+DETAIL_SHOWN: tuple[tuple[type[Exception], str], ...] = (
     (core.UnreadableImage, "unreadable_image"),
     (core.TooLarge, "too_large"),
     (core.OptionsError, "bad_options"),
@@ -142,10 +142,10 @@ _TOLD: tuple[tuple[type[Exception], str], ...] = (
     (jobs.IllegalTransition, "already_final"),
     (storage.LinkRefused, "link_refused"),
     (storage.InvalidKey, "bad_request"),
-    (webhook.Refused, "bad_webhook"),
+    (safe_post.Refused, "bad_webhook"),
 )
 #: Those whose line names things that are not the client's business.
-_NOT_TOLD: tuple[tuple[type[Exception], str], ...] = (
+DETAIL_HIDDEN: tuple[tuple[type[Exception], str], ...] = (
     (jobs.Conflict, "conflict"),
     (storage.NotFound, "not_found"),
     (storage.Unavailable, "storage_unavailable"),
@@ -162,9 +162,9 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem("malformed_request", "the request ended early")
     if isinstance(error, HTTPException):
         return _from_framework(error)
-    for kind, code in (*_TOLD, *_NOT_TOLD):
+    for kind, code in (*DETAIL_SHOWN, *DETAIL_HIDDEN):
         if isinstance(error, kind):
-            detail = str(error) if (kind, code) in _TOLD else ""
+            detail = str(error) if (kind, code) in DETAIL_SHOWN else ""
             return Problem(code, detail, {"Retry-After": "5"} if CODES[code].status == 503 else None)
     return None
 
@@ -196,7 +196,7 @@ def _from_framework(error: HTTPException) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Make every expected exception a problem; unexpected ones are caught in `handler.guard`, at the outside."""
+    """Make every expected exception a problem; unexpected ones are caught in `handler.web.guard`, at the outside."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 405:
@@ -209,7 +209,7 @@ def install(app: FastAPI) -> None:
             raise error
         return response(problem, request.scope["state"]["request_id"])
 
-    for kind in (HTTPException, RequestValidationError, *(kind for kind, _ in (*_TOLD, *_NOT_TOLD))):
+    for kind in (HTTPException, RequestValidationError, *(kind for kind, _ in (*DETAIL_SHOWN, *DETAIL_HIDDEN))):
         app.add_exception_handler(kind, answer)
 
 

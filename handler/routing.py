@@ -7,19 +7,14 @@ call, or in local mode a thread of the server. Batch is for what Lambda has not 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from typing import TYPE_CHECKING
 
 import core
 from core import models
 from core.limits import check_output_size
 from core.picture import frames_kept
-from handler.jobs import Backend, Estimate, Job
+from handler.jobs import Backend, Estimate
 from handler.options import limits
 from handler.settings import MIB, Settings
-
-if TYPE_CHECKING:
-    from mypy_boto3_batch.client import BatchClient
 
 #: US dollars for a GiB of memory and a second of Lambda (x86, us-east-1, 2025; the free tier is not counted).
 LAMBDA_GIB_SECOND = 1.66667e-5
@@ -92,38 +87,3 @@ def _estimate(picture: core.Probe, options: core.Options) -> core.Estimate:
         except core.ModelError:
             continue
     return core.estimate(picture.width, picture.height, replace(options, model=last), picture=picture)
-
-
-@cache
-def batch_client() -> BatchClient:
-    """The boto3 client, made once per process."""
-    import boto3  # local mode never needs it, and a cold start should not wait for it
-
-    return boto3.client("batch")
-
-
-def submit_batch(job: Job, settings: Settings) -> str:
-    """Start a job on Batch; gives the id there, for `Job.batch_job_id`.
-
-    Submitting a job twice is harmless: the second container finds nothing to claim.
-
-    Raises:
-        botocore.exceptions.ClientError: Batch refused, or did not answer.
-    """
-    answer = batch_client().submit_job(
-        jobName=f"upscale-{job.id}",
-        jobQueue=settings.batch_queue,
-        jobDefinition=settings.batch_job_definition,
-        containerOverrides={"command": ["python", "-m", "handler.batch_job", "--job", job.id]},
-    )
-    return answer["jobId"]
-
-
-def terminate_batch(job: Job) -> None:
-    """End a cancelled job's container, queued or running; one that has ended already is no error.
-
-    Raises:
-        botocore.exceptions.ClientError: Batch refused, or did not answer.
-    """
-    if job.batch_job_id:
-        batch_client().terminate_job(jobId=job.batch_job_id, reason="cancelled by the client")

@@ -1,16 +1,4 @@
-"""One small interface for objects named by keys, and two stores behind it: S3, and a local directory.
-
-StorageError
-├── InvalidKey     a key that no store takes
-├── NotFound       nothing is stored under the key
-├── Exists         create() came second
-├── Changed        swap() came second: the object is no longer the one that was read
-├── LinkRefused    a local link was tampered with, is expired, or does not allow this
-└── Unavailable    the store did not answer, or failed, also when asked again
-
-Both stores make the same promises. An object is there whole or not at all: nobody reads half of a write. `create` and
-`swap` have one winner, over threads, processes and machines. Deleting what is not there is no error.
-"""
+"""Objects in a local directory, and the signed links to them that the HTTP layer answers."""
 
 from __future__ import annotations
 
@@ -22,95 +10,36 @@ import hmac
 import json
 import mimetypes
 import os
-import re
 import secrets
 import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any
 from urllib.parse import quote, unquote
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.client import S3Client
+from handler.names import file_name
+from handler.storage.base import (
+    JSON,
+    Changed,
+    Exists,
+    InvalidKey,
+    LinkRefused,
+    NotFound,
+    ObjectInfo,
+    Unavailable,
+    UploadLink,
+    check_key,
+)
 
-    from handler.settings import Settings
-
-JSON = "application/json"
 #: Where the local HTTP layer answers the links of `LocalStorage`; the token is the query parameter `token`.
 UPLOAD_PATH = "/storage/upload"
 DOWNLOAD_PATH = "/storage/download"
-
-
-class StorageError(Exception):
-    """Base of the tree."""
-
-
-class InvalidKey(StorageError):
-    """A key that no store takes: see `check_key`."""
-
-
-class NotFound(StorageError):
-    """Nothing is stored under the key."""
-
-
-class Exists(StorageError):
-    """Something is stored under the key already."""
-
-
-class Changed(StorageError):
-    """The object is no longer the one that was read; it may also be gone."""
-
-
-class LinkRefused(StorageError):
-    """A local link was tampered with, is expired, or does not allow this content type or size."""
-
-
-class Unavailable(StorageError):
-    """The store did not answer or failed, also when asked again; trying later may help."""
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """What is known of an object without reading it.
-
-    Attributes:
-        key: the object's name.
-        size: bytes.
-        etag: changes with every write; opaque, for `swap`.
-        modified: time of the last write, in UTC.
-        content_type: media type; empty in the answers of `list`, which S3 does not give it to.
-    """
-
-    key: str
-    size: int
-    etag: str
-    modified: datetime
-    content_type: str = ""
-
-
-@dataclass(frozen=True)
-class UploadLink:
-    """How a client sends a file without credentials: a form (multipart/form-data) with `fields`, then the part `file`.
-
-    Attributes:
-        url: where to; of `LocalStorage`, a path on the service itself unless it was given a `base_url`.
-        method: always "POST".
-        fields: form fields to send before the file, unchanged.
-        max_bytes: a larger file is refused, and so is an empty one.
-        expires: in UTC.
-    """
-
-    url: str
-    method: str
-    fields: dict[str, str]
-    max_bytes: int
-    expires: datetime
 
 
 @dataclass(frozen=True)
@@ -132,296 +61,6 @@ class Grant:
     content_type: str = ""
     max_bytes: int = 0
     filename: str = ""
-
-
-class Storage(Protocol):
-    """Objects by key. Every method raises `InvalidKey` for a bad key, and `Unavailable` when the store fails."""
-
-    def get(self, key: str) -> tuple[bytes, str]:
-        """The whole object and its etag, for small ones. Raises: NotFound."""
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """At most `length` bytes from `start` on; fewer, or none, where the object ends. Raises: NotFound."""
-
-    def download(self, key: str, path: Path) -> None:
-        """Write the object to a file, whole or not at all. Raises: NotFound."""
-
-    def put(self, key: str, data: bytes, content_type: str) -> str:
-        """Store bytes, replacing what was there; gives the etag."""
-
-    def upload(self, path: Path, key: str, content_type: str) -> None:
-        """Store a file of any size, streaming, replacing what was there."""
-
-    def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
-        """Store bytes where nothing is stored yet; gives the etag. Raises: Exists."""
-
-    def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
-        """Replace exactly the object that has this etag; gives the new etag. Raises: Changed."""
-
-    def delete(self, key: str) -> None:
-        """Remove the object if it is there."""
-
-    def head(self, key: str) -> ObjectInfo:
-        """Size, type and etag. Raises: NotFound."""
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key starts with this text, in no order that means anything."""
-
-    def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
-        """Let somebody store one file of exactly this type, of 1 to `max_bytes` bytes, for some seconds."""
-
-    def download_link(self, key: str, filename: str, seconds: int) -> str:
-        """A URL that downloads the object under this file name, for some seconds."""
-
-    def sweep(self, older_than: datetime) -> int:
-        """Remove what was last written before this time, and say how many; S3 leaves it to the lifecycle rule: 0."""
-
-
-def open_storage(settings: Settings) -> Storage:
-    """The store that the settings name: S3 where there is a bucket, else the local directory."""
-    if settings.bucket:
-        return S3Storage(settings.bucket, endpoint_url=settings.s3_endpoint_url or None)
-    return LocalStorage(settings.data_dir)
-
-
-def check_key(key: str) -> str:
-    """The key itself, if both stores take it.
-
-    Any text goes, spaces, `+`, `%` and `été` included, except: empty, over 1024 bytes of UTF-8, a NUL, a lone
-    surrogate, and parts between slashes that are empty, `.` or `..` (so no key is absolute or leaves its folder).
-
-    Raises:
-        InvalidKey: with the reason.
-    """
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidKey("a key must be valid Unicode") from None
-    if not 0 < size <= 1024:
-        raise InvalidKey(f"a key has 1 to 1024 bytes, this one has {size}")
-    if "\0" in key:
-        raise InvalidKey("a key holds no NUL")
-    if any(part in ("", ".", "..") for part in key.split("/")):
-        raise InvalidKey("a key has no empty part, no '.' and no '..' between its slashes")
-    return key
-
-
-def file_name(raw: str, default: str = "image") -> str:
-    """A name fit for a key and for saving: the last part of a path, no control characters, at most 200 UTF-8 bytes.
-
-    The suffix survives shortening. A name of which nothing remains becomes `default`.
-    """
-    # Browsers on Windows sent whole paths once, so a backslash separates too.
-    name = re.split(r"[/\\]", raw.encode(errors="ignore").decode())[-1]
-    name = "".join(c for c in name if c.isprintable()).strip().strip(".").strip()
-    path = PurePosixPath(name or default)
-    suffix = path.suffix if len(path.suffix.encode()) <= 16 else ""
-    stem = str(path)[: len(str(path)) - len(suffix)]
-    return stem.encode()[: 200 - len(suffix.encode())].decode(errors="ignore") + suffix
-
-
-def content_disposition(filename: str) -> str:
-    """The header that saves a response under this name: RFC 6266, with an ASCII fallback and the RFC 8187 form."""
-    name = file_name(filename)
-    # Quotes and backslashes would need escapes that clients read differently; percent signs are decoded by some.
-    fallback = re.sub(r'[^ -~]|["%\\]', "_", name)
-    header = f'attachment; filename="{fallback}"'
-    if fallback != name:
-        header += "; filename*=UTF-8''" + quote(name, safe="!#$&+-.^_`|~")
-    return header
-
-
-class S3Storage:
-    """A bucket of S3, or of a server that speaks its protocol. The client is made at first use, and kept.
-
-    Args:
-        bucket: its name.
-        endpoint_url: of a server other than AWS.
-        attempts: requests at most for one call, with growing pauses in between.
-        timeout: seconds to connect, and to wait for the next bytes.
-    """
-
-    def __init__(
-        self, bucket: str, *, endpoint_url: str | None = None, attempts: int = 4, timeout: float = 20.0
-    ) -> None:
-        self.bucket = bucket
-        self.endpoint_url = endpoint_url
-        self._attempts = attempts
-        self._timeout = timeout
-
-    @cached_property
-    def client(self) -> S3Client:
-        """The boto3 client; safe to share between threads."""
-        # Imported here: local mode never needs boto3, and on Lambda it is loaded beside the rest of the cold start.
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            config=Config(
-                signature_version="s3v4",
-                connect_timeout=min(self._timeout, 5.0),
-                read_timeout=self._timeout,
-                retries={"mode": "standard", "total_max_attempts": self._attempts},
-                # "virtual" makes links to the region; S3 redirects others for hours after a bucket was made.
-                # Other servers rarely have a host name for each bucket, and names with a dot have no certificate.
-                s3={"addressing_style": "path" if self.endpoint_url or "." in self.bucket else "virtual"},
-            ),
-        )
-
-    def get(self, key: str) -> tuple[bytes, str]:
-        """See `Storage`."""
-        return self._read(key)
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """See `Storage`."""
-        if length <= 0:
-            self.head(key)
-            return b""
-        return self._read(key, f"bytes={start}-{start + length - 1}")[0]
-
-    def _read(self, key: str, byte_range: str | None = None) -> tuple[bytes, str]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        wanted = {"Range": byte_range} if byte_range else {}
-        for left in reversed(range(self._attempts)):
-            with _s3_errors(key):
-                try:
-                    answer = self.client.get_object(Bucket=self.bucket, Key=check_key(key), **wanted)  # type: ignore[arg-type]
-                except ClientError as error:
-                    if error.response["Error"]["Code"] == "InvalidRange":  # it starts at or after the end
-                        return b"", ""
-                    raise
-                try:
-                    with closing(answer["Body"]) as body:
-                        return body.read(), answer["ETag"]
-                except (BotoCoreError, OSError):
-                    # botocore tries requests again, but not the reading of their answers.
-                    if not left:
-                        raise
-        raise AssertionError("unreachable")
-
-    def download(self, key: str, path: Path) -> None:
-        """See `Storage`."""
-        with _s3_errors(key):
-            self.client.download_file(self.bucket, check_key(key), str(path))
-
-    def put(self, key: str, data: bytes, content_type: str) -> str:
-        """See `Storage`."""
-        return self._put(key, data, content_type)
-
-    def upload(self, path: Path, key: str, content_type: str) -> None:
-        """See `Storage`; in parts where it is large."""
-        with _s3_errors(key):
-            self.client.upload_file(str(path), self.bucket, check_key(key), ExtraArgs={"ContentType": content_type})
-
-    def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
-        """See `Storage`."""
-        try:
-            return self._put(key, data, content_type, IfNoneMatch="*")
-        except Changed:
-            raise Exists(f"{key!r} exists already") from None
-
-    def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
-        """See `Storage`."""
-        try:
-            return self._put(key, data, content_type, IfMatch=etag)
-        except NotFound:
-            raise Changed(f"{key!r} was deleted") from None
-
-    def _put(self, key: str, data: bytes, content_type: str, **condition: str) -> str:
-        from botocore.exceptions import ClientError
-
-        for left in reversed(range(self._attempts)):
-            with _s3_errors(key):
-                try:
-                    answer = self.client.put_object(
-                        Bucket=self.bucket,
-                        Key=check_key(key),
-                        Body=data,
-                        ContentType=content_type,
-                        **condition,  # type: ignore[arg-type]
-                    )
-                    return answer["ETag"]
-                except ClientError as error:
-                    # Two conditional writes at once: S3 asks to try again, and then one of them is too late.
-                    if error.response["Error"]["Code"] != "ConditionalRequestConflict" or not left:
-                        raise
-            time.sleep(secrets.randbelow(100) / 1000)
-        raise AssertionError("unreachable")
-
-    def delete(self, key: str) -> None:
-        """See `Storage`."""
-        with _s3_errors(key), suppress(NotFound):
-            self.client.delete_object(Bucket=self.bucket, Key=check_key(key))
-
-    def head(self, key: str) -> ObjectInfo:
-        """See `Storage`."""
-        with _s3_errors(key):
-            answer = self.client.head_object(Bucket=self.bucket, Key=check_key(key))
-        return ObjectInfo(
-            key, answer["ContentLength"], answer["ETag"], answer["LastModified"], answer.get("ContentType", "")
-        )
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Storage`."""
-        with _s3_errors(prefix):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for found in page.get("Contents", ()):
-                    yield ObjectInfo(found["Key"], found["Size"], found["ETag"], found["LastModified"])
-
-    def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
-        """See `Storage`. A presigned POST; no request is made."""
-        if "${filename}" in check_key(key):
-            # S3 would put the client's file name there, and boto3 would sign for every key with the part before it.
-            raise InvalidKey("a key to upload to does not hold ${filename}")
-        with _s3_errors(key):
-            post = self.client.generate_presigned_post(
-                self.bucket,
-                key,
-                Fields={"Content-Type": content_type},
-                Conditions=[{"Content-Type": content_type}, ["content-length-range", 1, max_bytes]],
-                ExpiresIn=seconds,
-            )
-        expires = datetime.now(UTC) + timedelta(seconds=seconds)
-        return UploadLink(post["url"], "POST", dict(post["fields"]), max_bytes, expires)
-
-    def download_link(self, key: str, filename: str, seconds: int) -> str:
-        """See `Storage`. A presigned GET; no request is made."""
-        with _s3_errors(key):
-            return self.client.generate_presigned_url(
-                "get_object",
-                Params={
-                    "Bucket": self.bucket,
-                    "Key": check_key(key),
-                    "ResponseContentDisposition": content_disposition(filename),
-                },
-                ExpiresIn=seconds,
-            )
-
-    def sweep(self, older_than: datetime) -> int:  # noqa: ARG002 - the bucket's lifecycle rule knows the age
-        """See `Storage`."""
-        return 0
-
-
-@contextmanager
-def _s3_errors(key: str) -> Iterator[None]:
-    """Turn boto3's errors into ours, NotFound and Changed where S3 means that, else Unavailable."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code in ("NoSuchKey", "404", "NotFound"):
-            raise NotFound(f"nothing is stored under {key!r}") from error
-        if code in ("PreconditionFailed", "412"):
-            raise Changed(f"{key!r} has changed") from error
-        raise Unavailable(f"the store failed: {error.operation_name} {code}") from error
-    except (BotoCoreError, Boto3Error, OSError) as error:
-        raise Unavailable(f"the store failed: {type(error).__name__}") from error
 
 
 class LocalStorage:

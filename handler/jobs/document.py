@@ -1,0 +1,293 @@
+"""The job document: its states and the changes that they allow.
+
+    awaiting_upload -> queued -> running -> succeeded | failed | cancelled
+
+A document is one JSON object in the store, `jobs/<id>.json`. A worker *claims* a queued job: the job is then running
+and carries the worker's lease. The worker renews the lease; when it goes silent and the lease runs out, another worker
+may claim the job. Each claim counts `attempt` up by one, so that (id, attempt) names one worker's try and no other.
+
+Exactly once: a worker writes its result to `results/<id>/<attempt>/<name>`, which nobody else writes to, and then
+swaps the document to succeeded with that key as its output. The swap is the moment at which the result exists for the
+world; it is refused (`Lost`) for a worker whose lease was taken over, whose orphaned result is then deleted. A result
+that is half-written, or written by a worker that came second, is never named by a document. What a killed worker left
+is deleted by the one that ends the job.
+
+The answer to a write can be lost although the write was done. So each write carries a fresh `revision`, by which its
+writer recognises it.
+
+JobError
+├── InvalidId           not a UUID
+├── Conflict            the same id was used for another request
+├── IllegalTransition   the job's state does not allow this
+├── Lost                another worker holds the job now
+└── Cancelled           the job was cancelled while it was worked on
+
+A job that does not exist is `storage.NotFound`; a store that fails is `storage.Unavailable`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from handler.names import file_name
+
+Clock = Callable[[], datetime]
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    AWAITING_UPLOAD = "awaiting_upload"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+#: The states that may follow a state, besides itself.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.AWAITING_UPLOAD: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+class Backend(StrEnum):
+    """Where a job is worked on."""
+
+    INLINE = "inline"
+    LAMBDA = "lambda"
+    BATCH = "batch"
+
+
+class JobError(Exception):
+    """Base of the tree."""
+
+
+class InvalidId(JobError):
+    """A job's id must be a UUID."""
+
+
+class Conflict(JobError):
+    """The id belongs to a job that was asked for with another request."""
+
+
+class IllegalTransition(JobError):
+    """The job's state does not allow this."""
+
+
+class Lost(JobError):
+    """The job is no longer this worker's: its lease ran out and was taken over, or the job is gone or handed back."""
+
+
+class Cancelled(JobError):
+    """The job was cancelled while this worker was at it."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StoredFile(_Document):
+    """An input or an output: an object of the store. What is not known yet is null."""
+
+    key: str = Field(description="Name of the object in the store.")
+    name: str = Field(description="File name to show and to save under.")
+    content_type: str = Field(description="Media type.", examples=["image/jpeg"])
+    bytes: int | None = Field(default=None, ge=0, description="Size of the file.")
+    width: int | None = Field(default=None, ge=1, description="Pixels, orientation applied.")
+    height: int | None = Field(default=None, ge=1, description="Pixels, orientation applied.")
+    version: str = Field(
+        default="", description="The object's version or ETag when it was uploaded; empty where unknown."
+    )
+
+
+class Estimate(_Document):
+    """What a job will take, before it runs."""
+
+    route: Backend = Field(description="Where it will run.")
+    seconds: float = Field(ge=0, description="Seconds of work, starting up not counted.")
+    memory: int = Field(ge=0, description="Bytes of memory at the peak.")
+    tiles: int = Field(ge=0, description="Pieces of work.")
+    width: int = Field(ge=1, description="Pixels of the result.")
+    height: int = Field(ge=1, description="Pixels of the result.")
+    model: str = Field(description="The model that runs if nothing goes wrong.")
+    cost: float | None = Field(
+        default=None, ge=0, description="US dollars; null where it costs nothing extra or is unknown."
+    )
+    measured: bool = Field(default=False, description="Whether the rate was measured on this kind of machine.")
+
+
+class Progress(_Document):
+    """Tiles done, and tiles in all; total is 0 while it is unknown."""
+
+    done: int = Field(default=0, ge=0, description="Tiles done.")
+    total: int = Field(default=0, ge=0, description="Tiles in all; 0 while unknown.")
+    at: datetime | None = Field(default=None, description="When this was written.")
+
+
+class Failure(_Document):
+    """Why a job failed."""
+
+    code: str = Field(description="Stable name for programs.", examples=["too_large"])
+    message: str = Field(description="One sentence for people.")
+
+
+class Lease(_Document):
+    """Who works on a job, and until when nobody else may."""
+
+    owner: str = Field(description="Names one claim of one worker.")
+    until: datetime = Field(description="When another worker may take over.")
+
+
+class WebhookState(StrEnum):
+    """How far the one delivery is."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+class Webhook(_Document):
+    """Who is told of the final state, and whether that worked."""
+
+    url: str = Field(description="Called once with POST on the final state.")
+    state: WebhookState = Field(default=WebhookState.WAITING, description="waiting, sending, delivered or failed.")
+    attempts: int = Field(default=0, ge=0, description="Requests made.")
+    status: int | None = Field(default=None, description="HTTP status of the last answer.")
+    error: str = Field(default="", description="Why the last request failed; empty otherwise.")
+    at: datetime | None = Field(default=None, description="When the delivery ended.")
+
+
+class Request(_Document):
+    """What a client asks for; the same request again means the same job."""
+
+    filename: str = Field(description="Name of the picture's file.", examples=["photo.jpg"])
+    content_type: str = Field(description="Media type of the file.", examples=["image/jpeg"])
+    bytes: int | None = Field(default=None, ge=1, description="Size of the file, the most that the upload link takes.")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="By the names of the query options.")
+    webhook: str | None = Field(default=None, description="URL called once on the final state.")
+
+
+class Job(_Document):
+    """One job, as it is stored."""
+
+    id: str = Field(description="UUID.")
+    state: State
+    backend: Backend | None = Field(default=None, description="Where it is queued or runs; null until that is decided.")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="As requested.")
+    input: StoredFile
+    output: StoredFile | None = Field(default=None, description="Set when succeeded.")
+    model: str | None = Field(default=None, description="The model asked for; null: the default.")
+    model_used: str | None = Field(default=None, description="The model that made the result.")
+    degraded: bool = Field(default=False, description="Whether that is a fallback.")
+    reason: str = Field(default="", description="Why it is a fallback; empty otherwise.")
+    progress: Progress = Progress()
+    estimate: Estimate | None = None
+    error: Failure | None = Field(default=None, description="Set when failed.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
+    attempt: int = Field(default=0, ge=0, description="How often a worker has claimed the job.")
+    lost: int = Field(default=0, ge=0, description="How many of these workers went silent.")
+    lease: Lease | None = Field(default=None, description="Set while running.")
+    batch_job_id: str | None = Field(default=None, description="Of AWS Batch.")
+    webhook: Webhook | None = None
+    created: datetime
+    updated: datetime
+    started: datetime | None = Field(default=None, description="First claim.")
+    finished: datetime | None = Field(default=None, description="When the final state was reached.")
+    expires: datetime = Field(description="When the job, its upload and its result may be gone.")
+    request_hash: str = Field(default="", description="SHA-256 of the request, for idempotency.")
+    revision: str = Field(default="", description="Names this write of the document.")
+
+    def public(self) -> dict[str, JsonValue]:
+        """What clients may see, ready for JSON: all but the lease, the hash and the revision."""
+        return self.model_dump(mode="json", exclude={"lease", "request_hash", "revision"})
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A fresh random id."""
+    return str(uuid.uuid4())
+
+
+def check_id(id: str) -> str:
+    """The id, if it is a UUID in the usual spelling: lower case, with hyphens. Raises: InvalidId."""
+    try:
+        if str(uuid.UUID(id)) == id:
+            return id
+    except ValueError:
+        pass
+    raise InvalidId("a job's id is a UUID, such as 6f9619ff-8b86-4011-b42d-00c04fc964ff, in lower case")
+
+
+def job_key(id: str) -> str:
+    """`jobs/<id>.json`. Raises: InvalidId."""
+    return f"jobs/{check_id(id)}.json"
+
+
+def upload_key(id: str, name: str) -> str:
+    """`uploads/<id>/<name>`, the name made safe by `storage.file_name`. Raises: InvalidId."""
+    return f"uploads/{check_id(id)}/{file_name(name)}"
+
+
+def result_key(job: Job, name: str) -> str:
+    """`results/<id>/<attempt>/<name>`: where the worker that claimed this job writes its result."""
+    return f"results/{job.id}/{job.attempt}/{file_name(name)}"
+
+
+def dumps(job: Job) -> bytes:
+    """The document as JSON."""
+    return job.model_dump_json().encode()
+
+
+def loads(data: bytes) -> Job:
+    """The job of a document. Raises: ValueError."""
+    return Job.model_validate_json(data)
+
+
+def expired(job: Job, now: datetime) -> bool:
+    """Whether the job's time is over: it is to be treated as gone."""
+    return now >= job.expires
+
+
+def claimable(job: Job, now: datetime) -> bool:
+    """Whether there is something to do: the job is queued, or running under a lease that ran out."""
+    if expired(job, now):
+        return False
+    return job.state is State.QUEUED or (job.state is State.RUNNING and (job.lease is None or job.lease.until <= now))
+
+
+def webhook_due(job: Job) -> bool:
+    """Whether the job is final and the delivery of its webhook has not begun."""
+    return job.state.final and job.webhook is not None and job.webhook.state is WebhookState.WAITING
+
+
+def check_transition(old: Job, new: Job) -> None:
+    """Whether a job may change from the one document to the other.
+
+    Raises:
+        IllegalTransition: `TRANSITIONS` does not allow it, or a final job changes in more than its webhook.
+    """
+    if new.state is not old.state and new.state not in TRANSITIONS[old.state]:
+        raise IllegalTransition(f"a job that is {old.state} cannot become {new.state}")
+    if old.state.final and new.model_copy(update={"webhook": old.webhook}) != old:
+        raise IllegalTransition(f"a job that is {old.state} does not change any more")

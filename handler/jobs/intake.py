@@ -1,0 +1,191 @@
+"""How a job begins: asked for by a client, or made for an upload that nobody announced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+
+from pydantic import JsonValue
+
+from handler.jobs.changes import change, get
+from handler.jobs.document import (
+    Backend,
+    Clock,
+    Conflict,
+    Estimate,
+    InvalidId,
+    Job,
+    Request,
+    State,
+    StoredFile,
+    Webhook,
+    check_id,
+    dumps,
+    job_key,
+    new_id,
+    upload_key,
+    utc_now,
+)
+from handler.names import file_name
+from handler.storage import Exists, NotFound, Storage
+
+#: Ids of jobs that nobody asked for by id follow from their upload within this name space.
+UPLOAD_NAMESPACE = uuid.UUID("5f4b36a2-0c3e-4a53-9e0b-6d8f6a0c7a11")
+
+
+def create(
+    storage: Storage,
+    request: Request,
+    *,
+    ttl: timedelta,
+    backend: Backend | None = None,
+    estimate: Estimate | None = None,
+    clock: Clock = utc_now,
+) -> Job:
+    """A new job with a random id, awaiting its upload."""
+    return put(storage, new_id(), request, ttl=ttl, backend=backend, estimate=estimate, clock=clock)[0]
+
+
+def put(
+    storage: Storage,
+    id: str,
+    request: Request,
+    *,
+    ttl: timedelta,
+    backend: Backend | None = None,
+    estimate: Estimate | None = None,
+    clock: Clock = utc_now,
+) -> tuple[Job, bool]:
+    """The job of this id and request, awaiting its upload, and whether it is new.
+
+    Raises:
+        InvalidId: not a UUID.
+        Conflict: the id was used for another request.
+    """
+    name = file_name(request.filename)
+    model = request.options.get("model")
+    now = clock()
+    return _create(
+        storage,
+        Job(
+            id=check_id(id),
+            state=State.AWAITING_UPLOAD,
+            backend=backend,
+            options=request.options,
+            model=model if isinstance(model, str) else None,
+            input=StoredFile(
+                key=upload_key(id, name), name=name, content_type=request.content_type, bytes=request.bytes
+            ),
+            estimate=estimate,
+            webhook=Webhook(url=request.webhook) if request.webhook else None,
+            created=now,
+            updated=now,
+            expires=now + ttl,
+            request_hash=_hash(request.model_dump(mode="json")),
+            revision=uuid.uuid4().hex,
+        ),
+    )
+
+
+def uploaded(
+    storage: Storage,
+    id: str,
+    *,
+    size: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    version: str = "",
+    clock: Clock = utc_now,
+) -> Job:
+    """The upload is there: awaiting_upload becomes queued. A job that is further already stays as it is.
+
+    Args:
+        storage: where the job is.
+        id: of the job.
+        size: bytes of the upload.
+        width: pixels, if known by now.
+        height: pixels, if known by now.
+        version: of the uploaded object.
+        clock: gives the time.
+
+    Raises:
+        storage.NotFound: no such job.
+    """
+    known = {"bytes": size, "width": width, "height": height, "version": version or None}
+    known = {name: value for name, value in known.items() if value is not None}
+
+    def queue(job: Job) -> Job:
+        if job.state is not State.AWAITING_UPLOAD:
+            return job
+        return job.model_copy(update={"state": State.QUEUED, "input": job.input.model_copy(update=known)})
+
+    return change(storage, id, queue, clock=clock)
+
+
+def find_or_create_for_upload(
+    storage: Storage,
+    bucket: str,
+    key: str,
+    version: str,
+    *,
+    ttl: timedelta,
+    content_type: str = "application/octet-stream",
+    size: int | None = None,
+    options: Mapping[str, JsonValue] | None = None,
+    clock: Clock = utc_now,
+) -> Job:
+    """The job that an uploaded object belongs to, queued if it was waiting for it.
+
+    That is the job named by `uploads/<id>/…` if it declared this key, else one whose id follows from bucket, key and
+    version (UUID 5), so that a repeated event finds the same job.
+
+    Args:
+        storage: where jobs are.
+        bucket: that the object is in.
+        key: of the object, decoded.
+        version: the object's version id, or its ETag where the bucket has no versions.
+        ttl: how long a new job lives.
+        content_type: of the object, for a new job.
+        size: of the object in bytes.
+        options: for a new job.
+        clock: gives the time.
+    """
+    folders = key.split("/")
+    if folders[0] == "uploads" and len(folders) == 3:
+        with suppress(InvalidId, NotFound):
+            if get(storage, folders[1]).input.key == key:
+                return uploaded(storage, folders[1], size=size, version=version, clock=clock)
+    now = clock()
+    job = Job(
+        id=str(uuid.uuid5(UPLOAD_NAMESPACE, "\0".join((bucket, key, version)))),
+        state=State.QUEUED,
+        options=dict(options or {}),
+        input=StoredFile(key=key, name=file_name(key), content_type=content_type, bytes=size, version=version),
+        created=now,
+        updated=now,
+        expires=now + ttl,
+        # The id says it all: two events for one upload may differ in the rest without being a conflict.
+        request_hash=_hash([bucket, key, version]),
+        revision=uuid.uuid4().hex,
+    )
+    return _create(storage, job)[0]
+
+
+def _create(storage: Storage, job: Job) -> tuple[Job, bool]:
+    """Store a new job, or give the one that is there, and whether it is new. Raises: Conflict."""
+    try:
+        storage.create(job_key(job.id), dumps(job))
+    except Exists:
+        found = get(storage, job.id)
+        if found.request_hash != job.request_hash:
+            raise Conflict("this id belongs to a job that was asked for with another request") from None
+        return found, found.revision == job.revision
+    return job, True
+
+
+def _hash(value: JsonValue | list[str]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""One small interface for objects named by keys; `s3` and `local` are the two stores behind it.
+
+StorageError
+├── InvalidKey     a key that no store takes
+├── NotFound       nothing is stored under the key
+├── Exists         create() came second
+├── Changed        swap() came second: the object is no longer the one that was read
+├── LinkRefused    a local link was tampered with, is expired, or does not allow this
+└── Unavailable    the store did not answer, or failed, also when asked again
+
+Both stores make the same promises. An object is there whole or not at all: nobody reads half of a write. `create` and
+`swap` have one winner, over threads, processes and machines. Deleting what is not there is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+JSON = "application/json"
+
+
+class StorageError(Exception):
+    """Base of the tree."""
+
+
+class InvalidKey(StorageError):
+    """A key that no store takes: see `check_key`."""
+
+
+class NotFound(StorageError):
+    """Nothing is stored under the key."""
+
+
+class Exists(StorageError):
+    """Something is stored under the key already."""
+
+
+class Changed(StorageError):
+    """The object is no longer the one that was read; it may also be gone."""
+
+
+class LinkRefused(StorageError):
+    """A local link was tampered with, is expired, or does not allow this content type or size."""
+
+
+class Unavailable(StorageError):
+    """The store did not answer or failed, also when asked again; trying later may help."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What is known of an object without reading it.
+
+    Attributes:
+        key: the object's name.
+        size: bytes.
+        etag: changes with every write; opaque, for `swap`.
+        modified: time of the last write, in UTC.
+        content_type: media type; empty in the answers of `list`, which S3 does not give it to.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+    content_type: str = ""
+
+
+@dataclass(frozen=True)
+class UploadLink:
+    """How a client sends a file without credentials: a form (multipart/form-data) with `fields`, then the part `file`.
+
+    Attributes:
+        url: where to; of `LocalStorage`, a path on the service itself unless it was given a `base_url`.
+        method: always "POST".
+        fields: form fields to send before the file, unchanged.
+        max_bytes: a larger file is refused, and so is an empty one.
+        expires: in UTC.
+    """
+
+    url: str
+    method: str
+    fields: dict[str, str]
+    max_bytes: int
+    expires: datetime
+
+
+class Storage(Protocol):
+    """Objects by key. Every method raises `InvalidKey` for a bad key, and `Unavailable` when the store fails."""
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """The whole object and its etag, for small ones. Raises: NotFound."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` bytes from `start` on; fewer, or none, where the object ends. Raises: NotFound."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to a file, whole or not at all. Raises: NotFound."""
+
+    def put(self, key: str, data: bytes, content_type: str) -> str:
+        """Store bytes, replacing what was there; gives the etag."""
+
+    def upload(self, path: Path, key: str, content_type: str) -> None:
+        """Store a file of any size, streaming, replacing what was there."""
+
+    def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
+        """Store bytes where nothing is stored yet; gives the etag. Raises: Exists."""
+
+    def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
+        """Replace exactly the object that has this etag; gives the new etag. Raises: Changed."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size, type and etag. Raises: NotFound."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object whose key starts with this text, in no order that means anything."""
+
+    def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
+        """Let somebody store one file of exactly this type, of 1 to `max_bytes` bytes, for some seconds."""
+
+    def download_link(self, key: str, filename: str, seconds: int) -> str:
+        """A URL that downloads the object under this file name, for some seconds."""
+
+    def sweep(self, older_than: datetime) -> int:
+        """Remove what was last written before this time, and say how many; S3 leaves it to the lifecycle rule: 0."""
+
+
+def check_key(key: str) -> str:
+    """The key itself, if both stores take it.
+
+    Any text goes, spaces, `+`, `%` and `été` included, except: empty, over 1024 bytes of UTF-8, a NUL, a lone
+    surrogate, and parts between slashes that are empty, `.` or `..` (so no key is absolute or leaves its folder).
+
+    Raises:
+        InvalidKey: with the reason.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKey("a key must be valid Unicode") from None
+    if not 0 < size <= 1024:
+        raise InvalidKey(f"a key has 1 to 1024 bytes, this one has {size}")
+    if "\0" in key:
+        raise InvalidKey("a key holds no NUL")
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidKey("a key has no empty part, no '.' and no '..' between its slashes")
+    return key

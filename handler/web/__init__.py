@@ -1,0 +1,1 @@
+"""The HTTP interface: `app` puts it together from routers, `guard` stands before them."""

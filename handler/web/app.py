@@ -1,0 +1,58 @@
+"""The application, put together from its routers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+import core
+from handler.settings import Settings
+from handler.storage import Storage
+from handler.web import guard, info, jobs, local_links, openapi, problems, upscale
+from handler.web.schemas import DESCRIPTION, EXPOSED
+from handler.web.service import Service
+
+
+def _nothing(_: str) -> None:
+    """In AWS the upload itself is the event that starts a job."""
+
+
+def build(settings: Settings, storage: Storage | None = None, start: Callable[[str], None] = _nothing) -> FastAPI:
+    """The application; what its routes share is `app.state.service`.
+
+    Args:
+        settings: of the service.
+        storage: where pictures and jobs are kept; opened at the first request that needs it when None.
+        start: called with the id of a job that is queued.
+    """
+    app = FastAPI(
+        title="Upscaler",
+        version=core.__version__,
+        description=DESCRIPTION,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        redirect_slashes=False,
+    )
+    app.state.service = Service(settings, storage, start)
+    app.include_router(upscale.router)
+    app.include_router(jobs.router)
+    app.include_router(info.router)
+    if settings.local:
+        app.include_router(local_links.router)
+
+    problems.install(app)
+    app.add_middleware(partial(guard.guarded, settings=settings))
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Content-Type", "Prefer", "X-API-Key"],
+            expose_headers=EXPOSED,
+            max_age=3600,
+        )
+    app.add_middleware(guard.request_ids)
+    app.openapi = partial(openapi.describe, app, bool(settings.api_key.get_secret_value()))  # type: ignore[method-assign]
+    return app

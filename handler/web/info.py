@@ -1,0 +1,63 @@
+"""What can be asked without a picture: an estimate, the models, the health, and the page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+
+import core
+from core import models
+from handler import options, routing
+from handler.jobs import Estimate
+from handler.web.page import page
+from handler.web.problems import documented
+from handler.web.schemas import JSON_CODES, EstimateRequest, Health, ModelInfo
+from handler.web.service import Shared
+
+router = APIRouter()
+
+
+@router.post(
+    "/estimate",
+    summary="What a picture would take",
+    tags=["upscale"],
+    response_model=Estimate,
+    responses=documented(*JSON_CODES, "too_large", "bad_options"),
+)
+def estimate(service: Shared, wanted: EstimateRequest) -> Estimate:
+    """Where the work would run, its seconds, memory, and cost, and the size of the result."""
+    asked = options.parse(wanted.options.model_dump(exclude_none=True), service.settings)
+    return routing.plan(core.Probe("png", wanted.width, wanted.height, 0, ""), asked, service.settings)
+
+
+@router.get("/models", summary="Models by name", tags=["upscale"], responses=documented())
+def list_models(service: Shared) -> list[ModelInfo]:
+    """The models that the option `model` takes besides hub ids."""
+    named = service.settings.model
+    default = {named} if named else {models.embedded(2, format) for format in ("jpeg", "png")}
+    return [
+        ModelInfo(
+            name=spec.name,
+            kind=spec.kind,
+            scale=spec.scale,
+            about=spec.about,
+            embedded=spec.source.startswith(str(models.WEIGHTS)),
+            default=spec.name in default,
+            receptive_field=spec.receptive_field,
+        )
+        for spec in models.MODELS.values()
+    ]
+
+
+@router.get("/health", summary="Whether the service answers", tags=["service"], responses=documented())
+def health(request: Request, service: Shared) -> Health:
+    """For load balancers: no work is done, nothing is read."""
+    return Health(status="ok", version=request.app.version, mode="local" if service.settings.local else "aws")
+
+
+@router.get("/", include_in_schema=False)
+def index(service: Shared) -> Response:
+    """The page, for people."""
+    text, policy = page(service.settings.local)
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+    return HTMLResponse(text, headers=headers)

@@ -1,0 +1,134 @@
+"""Jobs over HTTP: announce a picture, ask how far it is, fetch the result, cancel."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+import core
+from core.formats import MEDIA_TYPES
+from handler import batch, jobs, options, routing, webhook
+from handler.jobs import Job, State
+from handler.safe_post import check_url
+from handler.web.problems import Problem, documented
+from handler.web.schemas import JSON_CODES, LOCATION, JobId, JobRequest, JobView
+from handler.web.service import Service, Shared
+from handler.web.views import find, result_url, view
+
+router = APIRouter(tags=["jobs"])
+
+#: How often a webhook is tried while a client waits, which takes 20 seconds at most; API Gateway waits for 29.
+ATTEMPTS = 3
+#: Seconds after which the client gets its answer all the same: resolving the webhook's name has no limit.
+REPORT_SECONDS = 25.0
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    summary="Announce a picture, and get a link to upload it",
+    response_model=JobView,
+    responses={
+        201: {"headers": LOCATION},
+        **documented(*JSON_CODES, "too_large", "bad_options", "bad_webhook"),
+    },
+)
+def create_job(request: Request, service: Shared, wanted: JobRequest) -> Response:
+    """The job waits for its file. Send the file to `upload`: a form with its fields first, then the part `file`.
+
+    The estimate is null unless `width` and `height` of the picture are given; it is made when the file is there.
+    """
+    return _put(request, service, jobs.new_id(), wanted, "jobs/")
+
+
+@router.put(
+    "/jobs/{id}",
+    status_code=201,
+    summary="The same, with an id of your own",
+    response_model=JobView,
+    responses={
+        200: {"description": "The job was there already.", "headers": LOCATION, "model": JobView},
+        201: {"headers": LOCATION},
+        **documented(*JSON_CODES, "conflict", "too_large", "bad_options", "bad_webhook", "invalid_id"),
+    },
+)
+def create_job_with_id(request: Request, service: Shared, id: JobId, wanted: JobRequest) -> Response:
+    """As `POST /jobs`, and safe to repeat: the same request again is the same job, another request is a 409."""
+    return _put(request, service, id, wanted, "")
+
+
+def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder: str) -> Response:
+    """Check what is wanted, and make the job or find it; `folder` leads from the request's URL to that of jobs."""
+    settings = service.settings
+    asked = options.parse(wanted.options.model_dump(exclude_none=True), settings)
+    if wanted.bytes is not None and wanted.bytes > settings.max_upload_bytes:
+        raise Problem("too_large", f"the input is over the limit of {settings.max_upload_bytes:,} bytes")
+    if wanted.webhook is not None:
+        check_url(wanted.webhook, allow_private=settings.webhook_allow_private)
+    plan = None
+    if wanted.width is not None and wanted.height is not None:
+        media_types = {media: format for format, media in MEDIA_TYPES.items()}
+        format = media_types.get(wanted.content_type, "png")
+        picture = core.Probe(format, wanted.width, wanted.height, wanted.bytes or 0, "")
+        plan = routing.plan(picture, asked, settings)
+    job, new = jobs.put(service.storage, id, wanted.as_request(), ttl=service.ttl, estimate=plan)
+    shown = view(request, service, job, upload=True)
+    return JSONResponse(shown, 201 if new else 200, {"Location": f"{folder}{job.id}"})
+
+
+@router.get(
+    "/jobs/{id}",
+    summary="State and progress",
+    response_model=JobView,
+    responses=documented("invalid_id", "job_not_found"),
+)
+def get_job(request: Request, service: Shared, id: JobId) -> Response:
+    """Ask every second or two until the state is succeeded, failed or cancelled."""
+    return JSONResponse(view(request, service, find(service, id)))
+
+
+@router.get(
+    "/jobs/{id}/result",
+    status_code=307,
+    summary="The result of a job",
+    response_class=Response,
+    responses={
+        307: {"description": "The result lies where this leads.", "headers": LOCATION},
+        **documented("invalid_id", "job_not_found", "not_finished", "no_result"),
+    },
+)
+def get_result(request: Request, service: Shared, id: JobId) -> Response:
+    """Leads to a link that lives for a while and downloads the picture."""
+    job = find(service, id)
+    if job.state is State.SUCCEEDED:
+        return Response(status_code=307, headers={"Location": result_url(request, service, job)})
+    if job.state.final:
+        why = f": {job.error.message}" if job.error else ""
+        verb = "was" if job.state is State.CANCELLED else "has"
+        raise Problem("no_result", f"the job {verb} {job.state}{why}")
+    detail = f"the job is {job.state.replace('_', ' ')}: ask again later"
+    raise Problem("not_finished", detail, {"Retry-After": "2"})
+
+
+@router.delete(
+    "/jobs/{id}",
+    summary="Cancel a job",
+    response_model=JobView,
+    responses=documented("invalid_id", "job_not_found", "already_final"),
+)
+def cancel_job(request: Request, service: Shared, id: JobId) -> Response:
+    """Work stops after the tile that it is at. Cancelling again changes nothing; a job that ended is a 409."""
+    find(service, id)
+    job = jobs.cancel(service.storage, id)
+    if job.batch_job_id:
+        batch.terminate_batch(job)
+    _report(service, job)
+    return JSONResponse(view(request, service, jobs.get(service.storage, id)))
+
+
+def _report(service: Service, job: Job) -> None:
+    """Send a final job's webhook; in AWS before the answer, since Lambda freezes every thread once that is out."""
+    if service.settings.local:
+        webhook.notify(service.storage, service.settings, job)
+    elif delivery := webhook.notify(service.storage, service.settings, job, attempts=ATTEMPTS):
+        delivery.join(REPORT_SECONDS)

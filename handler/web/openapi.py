@@ -1,0 +1,37 @@
+"""The description of the service (OpenAPI), at /openapi.json and /docs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from handler.web import problems
+
+
+def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
+    """The description, with what FastAPI cannot know: the schema of problems, and headers that every answer has."""
+    if app.openapi_schema is None:
+        found = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            license_info=app.license_info,
+        )
+        found["components"]["schemas"]["Problem"] = problems.ProblemDetails.model_json_schema()
+        if with_key:
+            scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+            found["components"]["securitySchemes"] = {"ApiKey": scheme}
+            found["security"] = [{"ApiKey": []}]
+        request_id = {"description": "Names this request in the logs.", "schema": {"type": "string"}}
+        for path in found["paths"].values():
+            for operation in path.values():
+                for status, answer in operation["responses"].items():
+                    answer.setdefault("headers", {})["X-Request-Id"] = request_id
+                    if status in ("429", "503"):
+                        wait = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+                        answer["headers"]["Retry-After"] = wait
+        app.openapi_schema = found
+    return app.openapi_schema

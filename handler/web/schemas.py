@@ -1,0 +1,163 @@
+"""What requests and answers look like: their models, and what OpenAPI cannot derive from code."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import Path as PathParameter
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from core.formats import READABLE
+from handler import jobs
+from handler.names import file_name
+from handler.options import RequestOptions
+
+#: Headers that a page of another origin may read.
+EXPOSED = (
+    "Content-Disposition",
+    "Location",
+    "Retry-After",
+    "X-Request-Id",
+    "X-Upscale-Degraded",
+    "X-Upscale-Milliseconds",
+    "X-Upscale-Model",
+)
+DESCRIPTION = """
+Makes pictures larger. Send one to `POST /upscale` and save the answer:
+
+    curl -F "file=@photo.jpg" "http://127.0.0.1:8000/upscale?scale=2" --output photo-x2.jpg
+
+Long work, and files that are too large for a request, go by jobs: `POST /jobs`, send the file to the link that it
+gives, and ask `GET /jobs/{id}` until it has succeeded.
+
+Errors are problem details (RFC 9457). Every answer carries `X-Request-Id`.
+"""
+#: OpenAPI: headers of answers.
+UPSCALE_HEADERS = {
+    "Content-Disposition": {"description": "The name to save the picture under.", "schema": {"type": "string"}},
+    "X-Upscale-Model": {"description": "The model that made the picture.", "schema": {"type": "string"}},
+    "X-Upscale-Degraded": {
+        "description": "Whether that is a fallback, because the model asked for could not be had.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    },
+    "X-Upscale-Milliseconds": {
+        "description": "From decoding to encoding, the loading of the model included.",
+        "schema": {"type": "integer"},
+    },
+}
+LOCATION = {"Location": {"description": "Where it is; may be relative to this URL.", "schema": {"type": "string"}}}
+#: What can be wrong with any JSON body.
+JSON_CODES = ("malformed_request", "unsupported_media_type", "bad_request")
+#: OpenAPI: the body of POST /upscale.
+UPSCALE_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": f"The picture: {READABLE}.",
+                    },
+                    **RequestOptions.model_json_schema()["properties"],
+                },
+                "additionalProperties": False,
+            }
+        }
+    },
+}
+JobId = Annotated[
+    str, PathParameter(description="UUID of the job, in lower case.", json_schema_extra={"format": "uuid"})
+]
+
+
+class JobRequest(BaseModel):
+    """A picture that will be uploaded, and what to make of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    filename: str = Field(description="Name of the picture's file.", min_length=1, examples=["photo.jpg"])
+    content_type: str = Field(
+        description="Media type of the file; the upload must be declared as exactly this.",
+        pattern=r"^(image/[A-Za-z0-9.+-]{1,60}|application/octet-stream)$",
+        examples=["image/jpeg"],
+    )
+    bytes: int | None = Field(
+        default=None, ge=1, description="Size of the file, the most that the upload takes.", examples=[2_000_000]
+    )
+    options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
+    webhook: str | None = Field(
+        default=None, max_length=2000, description="URL that is called once with POST on the final state."
+    )
+    width: int | None = Field(
+        default=None, ge=1, le=200_000, description="Of the picture in pixels, if known: for the estimate."
+    )
+    height: int | None = Field(
+        default=None, ge=1, le=200_000, description="Of the picture in pixels, if known: for the estimate."
+    )
+
+    def as_request(self) -> jobs.Request:
+        """The part that makes the job what it is."""
+        return jobs.Request(
+            filename=file_name(self.filename),
+            content_type=self.content_type,
+            bytes=self.bytes,
+            options=self.options.model_dump(exclude_none=True),
+            webhook=self.webhook,
+        )
+
+
+class EstimateRequest(BaseModel):
+    """A picture's size, and what would be made of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int = Field(ge=1, le=200_000, description="Of the input, pixels.", examples=[512])
+    height: int = Field(ge=1, le=200_000, description="Of the input, pixels.", examples=[512])
+    options: RequestOptions = Field(
+        default=RequestOptions(), description="What would be made.", examples=[{"scale": 2}]
+    )
+
+
+class Upload(BaseModel):
+    """Where to send the file: as a multipart form with these fields first, unchanged, and then the part `file`."""
+
+    url: str = Field(description="Where to send the form.")
+    method: Literal["POST"] = Field(description="Always POST.")
+    fields: dict[str, str] = Field(description="Form fields to send before the file.")
+    max_bytes: int = Field(description="A larger file is refused.")
+    expires: datetime = Field(description="When the link ends.")
+
+
+class ModelInfo(BaseModel):
+    """A model that can be asked for by name."""
+
+    name: str = Field(description="For the option `model`.", examples=["compact-x2"])
+    kind: str = Field(description="The network that runs it.", examples=["compact"])
+    scale: int = Field(description="Factor of one pass; other factors are made from passes and resizing.")
+    about: str = Field(description="One line for people.")
+    embedded: bool = Field(description="Whether it comes with the service; others are downloaded at first use.")
+    default: bool = Field(description="Whether it runs when none is named.")
+    receptive_field: int = Field(description="Input pixels on each side that can influence an output pixel.")
+
+
+class Health(BaseModel):
+    """That the service answers."""
+
+    status: Literal["ok"]
+    version: str
+    mode: Literal["local", "aws"] = Field(description="Where pictures and jobs are kept.")
+
+
+_HIDDEN = {"lease", "request_hash", "revision"}
+JobView = create_model(
+    "Job",
+    __doc__="One job, as it is now.",
+    upload=(Upload | None, Field(description="Where to send the file; null when the job is past that.")),
+    result_url=(str | None, Field(description="Downloads the result, for a while; null unless succeeded.")),
+    **{name: (field.annotation, field) for name, field in jobs.Job.model_fields.items() if name not in _HIDDEN},  # type: ignore[call-overload]
+)

@@ -1,0 +1,204 @@
+"""POST /upscale: one picture in, the larger one out, or a job where that would take too long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+import core
+from core.formats import FORMATS, MEDIA_TYPES
+from handler import jobs, logs, options, routing, s3_models
+from handler.jobs import Backend, Estimate, Job
+from handler.names import content_disposition, file_name
+from handler.options import RequestOptions
+from handler.web.forms import merge_options, receive_form
+from handler.web.problems import documented
+from handler.web.schemas import LOCATION, UPSCALE_FORM, UPSCALE_HEADERS, JobView
+from handler.web.service import Service, Shared
+from handler.web.views import view
+from handler.workspace import workspace
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["upscale"])
+
+_CHUNK = 1 << 20
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The picture, as a download.",
+        "headers": UPSCALE_HEADERS,
+        "content": {MEDIA_TYPES[format]: {} for format in FORMATS},
+    },
+    202: {
+        "description": "The work is too long to wait for, or `Prefer: respond-async` was sent: a job.",
+        "headers": LOCATION,
+        "model": JobView,
+    },
+    303: {
+        "description": "The picture is too large for a response, and lies where this leads.",
+        "headers": {**UPSCALE_HEADERS, **LOCATION},
+    },
+    **documented(
+        "malformed_request",
+        "no_file",
+        "several_files",
+        "unreadable_image",
+        "too_large",
+        "unsupported_media_type",
+        "bad_options",
+        "out_of_memory",
+    ),
+}
+
+
+@router.post(
+    "/upscale",
+    summary="Make one picture larger",
+    response_class=Response,
+    responses=_RESPONSES,
+    openapi_extra={"requestBody": UPSCALE_FORM},
+)
+async def upscale(
+    request: Request,
+    service: Shared,
+    query: Annotated[RequestOptions, Query()],  # noqa: ARG001 - checked and described here, merged with the form below
+    prefer: Annotated[
+        str, Header(description="`respond-async`: answer with a job at once.", examples=["respond-async"])
+    ] = "",
+) -> Response:
+    """Send the picture as the part `file` of a multipart form; options go in the query or in the form.
+
+    The answer is the larger picture, with the name to save it under. Where the work would take too long, it is a
+    job instead; where the picture is too large for a response, a redirect to it.
+    """
+    wants_job = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
+    if not wants_job:
+        service.limiter.check()  # before the body is read
+    async with receive_form(request) as (file, fields):
+        given = merge_options(request.query_params.multi_items(), fields)
+        asked = options.parse(given, service.settings)
+        name = file_name(file.filename or "")
+        header, plan = await run_in_threadpool(_prepare, service, file.file, asked)
+        if wants_job or plan.route is not Backend.INLINE:
+            kept = RequestOptions.model_validate(given).model_dump(exclude_none=True)
+            job = await run_in_threadpool(_defer, service, file.file, name, kept, header, plan)
+            headers = {"Location": f"jobs/{job.id}", "Retry-After": "1"}
+            if wants_job:
+                headers["Preference-Applied"] = "respond-async"
+            return JSONResponse(view(request, service, job), 202, headers)
+        chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
+        async with service.limiter.enter(plan.seconds):
+            made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
+    name = file_name(asked.result_name(name, made.format))
+    headers = {
+        "Content-Disposition": content_disposition(name),
+        # A model from S3 ran as a directory of this machine; people know it by the name that they gave.
+        "X-Upscale-Model": str(asked.model) if made.model == chosen.model else made.model,
+        "X-Upscale-Degraded": str(made.degraded).lower(),
+        "X-Upscale-Milliseconds": str(round((made.seconds + made.load_seconds) * 1000)),
+    }
+    if made.degraded:
+        log.warning("made by %s, a fallback: %s", made.model, missing or made.reason)
+        if not service.settings.local:
+            _count_fallback()
+    size = os.fstat(result.fileno()).st_size
+    if service.settings.response_limit is not None and size > service.settings.response_limit:
+        link = await run_in_threadpool(_keep, service, result, name, made.media_type)
+        del headers["Content-Disposition"]
+        return JSONResponse({"result_url": link}, 303, headers | {"Location": link})
+    return StreamingResponse(
+        _chunks(result), media_type=made.media_type, headers=headers | {"Content-Length": str(size)}
+    )
+
+
+def _prepare(service: Service, file: BinaryIO, asked: core.Options) -> tuple[core.Probe, Estimate]:
+    header = core.probe(file, options.limits(service.settings))
+    return header, routing.plan(header, asked, service.settings)
+
+
+def _make(
+    service: Service, file: BinaryIO, asked: core.Options, progress: Callable[[int, int], None]
+) -> tuple[core.Result, BinaryIO]:
+    """Upscale one picture; the result is in a file that has no name any more, so that a crash leaves nothing."""
+    with workspace() as folder:
+        output = folder / "result"
+        made = core.upscale(file, asked, output=output, limits=options.limits(service.settings), progress=progress)
+        return made, output.open("rb")
+
+
+def _keep(service: Service, file: BinaryIO, name: str, media_type: str) -> str:
+    """Store a result that no response can carry; gives its link."""
+    key = f"results/{jobs.new_id()}/0/{name}"
+    with workspace() as folder:
+        path = folder / "result"
+        with file, path.open("wb") as target:
+            shutil.copyfileobj(file, target, _CHUNK)
+        service.storage.upload(path, key, media_type)
+    return service.storage.download_link(key, name, service.settings.link_seconds)
+
+
+def _defer(
+    service: Service, file: BinaryIO, name: str, asked: Mapping[str, Any], header: core.Probe, plan: Estimate
+) -> Job:
+    """Make a job of a picture that is here already."""
+    media_type = MEDIA_TYPES[header.format]
+    wanted = jobs.Request(filename=name, content_type=media_type, bytes=header.bytes, options=dict(asked))
+    job = jobs.create(service.storage, wanted, ttl=service.ttl, estimate=plan)
+    with workspace() as folder:
+        path = folder / "input"
+        file.seek(0)
+        with path.open("wb") as target:
+            shutil.copyfileobj(file, target, _CHUNK)
+        service.storage.upload(path, job.input.key, media_type)
+    if service.settings.local:
+        job = jobs.uploaded(service.storage, job.id, width=header.width, height=header.height)
+        service.start(job.id)
+    return job
+
+
+async def _while_connected(
+    request: Request, work: Callable[[Callable[[int, int], None]], tuple[core.Result, BinaryIO]]
+) -> tuple[core.Result, BinaryIO]:
+    """Run work in a thread, and stop it between two tiles when nobody waits for it any more."""
+    gone = threading.Event()
+
+    def progress(_done: int, _total: int) -> None:
+        if gone.is_set():
+            raise core.Cancelled("the client is gone")
+
+    if await request.is_disconnected():
+        raise ClientDisconnect
+    task = asyncio.ensure_future(run_in_threadpool(work, progress))
+    try:
+        while not (await asyncio.wait({task}, timeout=0.5))[0]:
+            if await request.is_disconnected():
+                gone.set()
+        return task.result()
+    except core.Cancelled:
+        raise ClientDisconnect from None
+    finally:
+        gone.set()
+
+
+def _count_fallback() -> None:
+    """As the function for upload events counts them; one line of CloudWatch's embedded format."""
+    from aws_lambda_powertools.metrics import MetricUnit, single_metric
+
+    with single_metric(name="Fallback", unit=MetricUnit.Count, value=1, namespace=logs.NAMESPACE) as metric:
+        metric.add_dimension(name="service", value=logs.SERVICE)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
