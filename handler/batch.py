@@ -23,9 +23,12 @@ def batch_client() -> BatchClient:
 
 
 def submit_batch(job: Job, settings: Settings) -> str:
-    """Start a job on Batch; gives the id there, for `Job.batch_job_id`.
+    """Start a job on Batch.
 
     Submitting a job twice is harmless: the second container finds nothing to claim.
+
+    Returns:
+        The id there, for `Job.batch_job_id`.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer.
@@ -41,6 +44,9 @@ def submit_batch(job: Job, settings: Settings) -> str:
 
 def submit(storage: Storage, settings: Settings, job: Job) -> Job:
     """Start a job that is queued for Batch there, and write down its id of AWS Batch.
+
+    Returns:
+        The job as written.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer; the job stays queued, so call again.

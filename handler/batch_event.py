@@ -27,7 +27,10 @@ metrics = Metrics(namespace=logs.NAMESPACE, service=logs.SERVICE)
 @metrics.log_metrics(capture_cold_start_metric=True)
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Fail the job that a dead container has left unfinished. Gives the job's id and state, where there is one.
+    """Fail the job that a dead container has left unfinished.
+
+    Returns:
+        The job's id and state; nothing where there is no such job.
 
     Raises:
         storage.Unavailable: the store does not answer; Lambda delivers the event again.

@@ -66,7 +66,11 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
+    """The command line.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(prog="python -m handler.batch_job", description="Work on one job in AWS Batch.")
     parser.add_argument("--job", required=True, metavar="ID", help="the job's id, a UUID")
     id = parser.parse_args(arguments).job

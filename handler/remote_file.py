@@ -71,7 +71,11 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer from the block at hand, or from a new one. Raises: OSError, with the cause in `failure`."""
+        """Fill the buffer from the block at hand, or from a new one.
+
+        Raises:
+            OSError, with the cause in `failure`.
+        """
         if not self._start <= self._at < self._start + len(self._block):
             if self._at >= self._size:
                 return 0

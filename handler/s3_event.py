@@ -66,7 +66,15 @@ class Upload:
 
 
 def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Upload]:
-    """The uploads that an event reports; test events, other prefixes, and what is no upload at all are passed over."""
+    """The uploads that an event reports; test events, other prefixes, and what is no upload at all are passed over.
+
+    Args:
+        event: as Lambda gives it.
+        message: id of the SQS message that it came in.
+
+    Yields:
+        Each upload, in the order of the event.
+    """
     if event.get("source") == "aws.s3" and event.get("detail-type") == "Object Created":
         records = [event["detail"]]
     else:
@@ -85,7 +93,11 @@ def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Up
 
 
 def _upload(record: Mapping[str, Any], message: str | None) -> Upload | None:
-    """Raises: KeyError and others for what is no record of S3."""
+    """The upload of one record, None where it reports something else.
+
+    Raises:
+        KeyError, TypeError, ValueError and others: it is no record of S3.
+    """
     if "s3" in record:
         if not record["eventName"].startswith("ObjectCreated:"):
             return None

@@ -61,7 +61,11 @@ def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Opti
 
 
 def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:
-    """Fetch and check. Raises: ModelError."""
+    """Fetch and check.
+
+    Raises:
+        ModelError.
+    """
     try:
         storage.download(f"{prefix}/config.json", folder / "config.json")
         try:
@@ -86,7 +90,7 @@ def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:
 
 
 def _check_weights(path: Path, size: int, uri: str) -> None:
-    """Raises: ModelError if the file is not whole.
+    """Whether a file of weights is whole.
 
     A safetensors file begins with the length of its header, which says where the last tensor ends.
     """

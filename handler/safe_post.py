@@ -30,7 +30,11 @@ class Refused(Exception):
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name by the system's resolver, which has time limits of its own. Raises: OSError."""
+    """The addresses of a name by the system's resolver, which has separate time limits.
+
+    Raises:
+        OSError.
+    """
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
@@ -103,7 +107,11 @@ def _request(
     resolve: Resolver,
     allow_private: bool,
 ) -> tuple[int, str | None]:
-    """One request; its status and Location. Raises: Refused, OSError, HTTPException."""
+    """One request; its status and Location.
+
+    Raises:
+        Refused, OSError, HTTPException.
+    """
     host = _host(parts)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -141,7 +149,11 @@ def _request(
 
 
 def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
-    """Connect to the first address that answers. Raises: OSError."""
+    """Connect to the first address that answers.
+
+    Raises:
+        OSError.
+    """
     failure = OSError("the name has no address")
     for address in addresses:
         try:
@@ -152,7 +164,11 @@ def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.soc
 
 
 def _left(deadline: float) -> float:
-    """Seconds until then. Raises: TimeoutError."""
+    """Seconds until then.
+
+    Raises:
+        TimeoutError.
+    """
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("no answer in time")
@@ -165,7 +181,11 @@ def _shut(handle: socket.socket) -> None:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of a URL that may be called. Raises: Refused."""
+    """The parts of a URL that may be called.
+
+    Raises:
+        Refused.
+    """
     if len(url) > 2048 or any(c.isspace() or not c.isprintable() for c in url):
         raise Refused("a webhook's URL has at most 2048 characters, and no blanks")
     try:

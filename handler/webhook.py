@@ -149,8 +149,6 @@ def deliver_once(
     The beginning is marked on the job by compare-and-swap, then the call is made, then its outcome is written. A
     process that dies in between leaves "sending": the call is made at most once, and not certainly once.
 
-    Gives None where there is nothing to do: no webhook, not final, begun already, or no such job.
-
     Args:
         storage: where the job is.
         id: of the job.
@@ -159,6 +157,9 @@ def deliver_once(
         allow_private: as in `deliver`.
         clock: gives the time.
         deliver: makes the call; `functools.partial(deliver, attempts=1)` for a caller in a hurry.
+
+    Returns:
+        How it ended; None where there is nothing to do: no webhook, not final, begun already, or no such job.
 
     Raises:
         InvalidId, storage.Unavailable.

@@ -3,7 +3,7 @@
     claim -> read the header -> estimate and route -> download -> core.upscale -> store the result -> end -> webhook
 
 A worker may die at any of these arrows. What it leaves is a lease that runs out, perhaps a result that no document
-names (the next try deletes it), and a working folder that nobody holds (the next `workspace` deletes it).
+names (the next attempt deletes it), and a working folder that nobody holds (the next `workspace` deletes it).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run_job(
         lambda: jobs.claim(storage, job_id, worker, settings.lease_seconds, backend=backend), retry_delays
     )
     if job is None:
-        # The worker that ended it may have died before it told anybody.
+        # The worker that ended it may have died before it reported that.
         notify(storage, settings, jobs.get(storage, job_id))
         return None
     log.info("job %s claimed, attempt %d", job.id, job.attempt)
@@ -128,7 +128,7 @@ class _TooMuchHere(Exception):
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One claim of one job, and what `run_job` was told about it."""
+    """One claim of one job, and what `run_job` was given for it."""
 
     storage: Storage
     settings: Settings
@@ -150,7 +150,11 @@ class _Attempt:
         return self.backend is Backend.LAMBDA and not self.settings.local
 
     def check(self) -> None:
-        """Raises: jobs.Lost, jobs.Cancelled, _Stopped."""
+        """Whether to go on.
+
+        Raises:
+            jobs.Lost, jobs.Cancelled, _Stopped: not.
+        """
         self.leased.check()
         if self.stop():
             raise _Stopped
@@ -222,7 +226,11 @@ def _end(attempt: _Attempt) -> Job | None:
 
 
 def _work(attempt: _Attempt) -> Job:
-    """Everything between claim and success; gives the job as succeeded."""
+    """Everything between claim and success.
+
+    Returns:
+        The job as succeeded.
+    """
     storage, settings, job = attempt.storage, attempt.settings, attempt.leased.job
     attempt.check()
     if job.lost and (attempt.larger or (attempt.in_lambda and job.attempt >= TRIES)):

@@ -15,10 +15,13 @@ PREFIX = "serverless-upscaler-work-"
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A temporary folder of this process's own, removed at the end.
+    """A separate temporary folder, removed at the end.
 
     It is locked (flock) meanwhile. The system takes the lock back when the process ends, however that happens, and
     every call first removes the folders that nobody holds.
+
+    Yields:
+        The folder.
     """
     root = Path(tempfile.gettempdir())
     for left in root.glob(f"{PREFIX}*"):

@@ -1,4 +1,4 @@
-"""Real servers, once for the whole run: an S3 that checks signatures (SeaweedFS) and one that tells of events (moto).
+"""Real servers, once for the whole run: an S3 that checks signatures (SeaweedFS) and one that reports events (moto).
 
 Both listen on free ports of 127.0.0.1. A test that needs one is skipped, with the reason, where it is not installed.
 """
@@ -22,6 +22,8 @@ from handler.storage import LocalStorage, S3Storage, Storage
 from tests.integration.together import Together
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+#: Fixtures that start a server or processes.
+SERVERS = {"seaweedfs", "moto", "seaweedfs_bucket", "moto_bucket", "four"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -145,7 +147,15 @@ def moto_bucket(moto: str) -> tuple[str, str]:
     return moto, make_bucket(moto)
 
 
-@pytest.fixture(params=["local", "seaweedfs", "moto"])
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow whatever needs one of the servers."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(params=["local", *(pytest.param(server, marks=pytest.mark.slow) for server in ("seaweedfs", "moto"))])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Each store in turn; keys are the test's own business, buckets last as long as their server."""
     if request.param == "local":

@@ -41,12 +41,20 @@ HEARTBEAT_SECONDS = 2.0
 
 
 def get(storage: Storage, id: str) -> Job:
-    """The job as it is now. Raises: InvalidId, storage.NotFound."""
+    """The job as it is now.
+
+    Raises:
+        InvalidId, storage.NotFound.
+    """
     return loads(storage.get(job_key(id))[0])
 
 
 def every(storage: Storage) -> Iterator[Job]:
-    """All jobs, in no order that means anything; for a local worker that looks for work."""
+    """All jobs; for a local worker that looks for work.
+
+    Yields:
+        Each job, in no order that means anything.
+    """
     for found in storage.list("jobs/"):
         try:
             yield get(storage, found.key.removeprefix("jobs/").removesuffix(".json"))
@@ -57,10 +65,13 @@ def every(storage: Storage) -> Iterator[Job]:
 
 
 def change(storage: Storage, id: str, fn: Callable[[Job], Job], *, clock: Clock = utc_now) -> Job:
-    """Apply a function to the job, again and again until nobody came between. Gives the job as written.
+    """Apply a function to the job, again and again until nobody came between.
 
     `fn` may be called several times, each time with a newer job, and may raise to leave the job alone; what it returns
     unchanged is not written.
+
+    Returns:
+        The job as written.
 
     Raises:
         storage.NotFound: no such job.
@@ -153,7 +164,11 @@ def claim(
 
 
 def renew(storage: Storage, job: Job, lease_seconds: float, *, clock: Clock = utc_now) -> Job:
-    """Prolong the lease of a claimed job. Raises: Lost, Cancelled."""
+    """Prolong the lease of a claimed job.
+
+    Raises:
+        Lost, Cancelled.
+    """
 
     def prolong(now: Job) -> Job:
         lease = Lease(owner=_owner(job), until=clock() + timedelta(seconds=lease_seconds))
@@ -167,7 +182,8 @@ def progress(storage: Storage, job: Job, done: int, total: int, *, clock: Clock 
 
     Pass the job that the last call gave.
 
-    Raises: Lost, Cancelled.
+    Raises:
+        Lost, Cancelled.
     """
     now = clock()
     if job.progress.at and now - job.progress.at < timedelta(seconds=HEARTBEAT_SECONDS):
@@ -234,7 +250,11 @@ def succeed(
 
 
 def fail(storage: Storage, job: Job, code: str, message: str, *, clock: Clock = utc_now) -> Job:
-    """End a claimed job with a reason; again by the same claim, it gives the same job. Raises: Lost, Cancelled."""
+    """End a claimed job with a reason; again by the same claim, it gives the same job.
+
+    Raises:
+        Lost, Cancelled.
+    """
     error = Failure(code=code, message=message)
 
     def done(now: Job) -> bool:
@@ -252,7 +272,8 @@ def fail_unclaimed(
 
     With `batch_job_id`, only while the job is still that Batch job's.
 
-    Raises: InvalidId, storage.NotFound.
+    Raises:
+        InvalidId, storage.NotFound.
     """
 
     def end(job: Job) -> Job:
@@ -269,7 +290,8 @@ def fail_unclaimed(
 def release(storage: Storage, job: Job, *, backend: Backend | None = None, clock: Clock = utc_now) -> Job:
     """Hand a claimed job back as queued, for another backend if one is given. Not counted as a loss.
 
-    Raises: Lost, Cancelled.
+    Raises:
+        Lost, Cancelled.
     """
 
     def hand_back(now: Job) -> Job:

@@ -4,7 +4,7 @@
 
 A document is one JSON object in the store, `jobs/<id>.json`. A worker *claims* a queued job: the job is then running
 and carries the worker's lease. The worker renews the lease; when it goes silent and the lease runs out, another worker
-may claim the job. Each claim counts `attempt` up by one, so that (id, attempt) names one worker's try and no other.
+may claim the job. Each claim counts `attempt` up by one, so that (id, attempt) names one worker's attempt and no other.
 
 Exactly once: a worker writes its result to `results/<id>/<attempt>/<name>`, which nobody else writes to, and then
 swaps the document to succeeded with that key as its output. The swap is the moment at which the result exists for the
@@ -164,7 +164,7 @@ class WebhookState(StrEnum):
 
 
 class Webhook(_Document):
-    """Who is told of the final state, and whether that worked."""
+    """Where the final state is reported, and whether that worked."""
 
     url: str = Field(description="Called once with POST on the final state.")
     state: WebhookState = Field(default=WebhookState.WAITING, description="waiting, sending, delivered or failed.")
@@ -230,7 +230,11 @@ def new_id() -> str:
 
 
 def check_id(id: str) -> str:
-    """The id, if it is a UUID in the usual spelling: lower case, with hyphens. Raises: InvalidId."""
+    """The id, if it is a UUID in the usual spelling: lower case, with hyphens.
+
+    Raises:
+        InvalidId.
+    """
     try:
         if str(uuid.UUID(id)) == id:
             return id
@@ -240,12 +244,20 @@ def check_id(id: str) -> str:
 
 
 def job_key(id: str) -> str:
-    """`jobs/<id>.json`. Raises: InvalidId."""
+    """`jobs/<id>.json`.
+
+    Raises:
+        InvalidId.
+    """
     return f"jobs/{check_id(id)}.json"
 
 
 def upload_key(id: str, name: str) -> str:
-    """`uploads/<id>/<name>`, the name made safe by `storage.file_name`. Raises: InvalidId."""
+    """`uploads/<id>/<name>`, the name made safe by `names.file_name`.
+
+    Raises:
+        InvalidId.
+    """
     return f"uploads/{check_id(id)}/{file_name(name)}"
 
 
@@ -260,7 +272,11 @@ def dumps(job: Job) -> bytes:
 
 
 def loads(data: bytes) -> Job:
-    """The job of a document. Raises: ValueError."""
+    """The job of a document.
+
+    Raises:
+        ValueError.
+    """
     return Job.model_validate_json(data)
 
 

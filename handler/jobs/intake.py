@@ -176,7 +176,11 @@ def find_or_create_for_upload(
 
 
 def _create(storage: Storage, job: Job) -> tuple[Job, bool]:
-    """Store a new job, or give the one that is there, and whether it is new. Raises: Conflict."""
+    """Store a new job, or give the one that is there, and whether it is new.
+
+    Raises:
+        Conflict.
+    """
     try:
         storage.create(job_key(job.id), dumps(job))
     except Exists:

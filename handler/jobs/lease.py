@@ -32,7 +32,8 @@ class LeasedJob:
     def check(self) -> None:
         """Call between tiles. Reads the document at most every `HEARTBEAT_SECONDS`; a failing store is passed over.
 
-        Raises: Lost, Cancelled.
+        Raises:
+            Lost, Cancelled.
         """
 
         def look(job: Job) -> Job:
@@ -48,7 +49,8 @@ class LeasedJob:
     def progress(self, done: int, total: int) -> None:
         """Call between tiles, in place of `check`: also writes progress, at most every `HEARTBEAT_SECONDS`.
 
-        Raises: Lost, Cancelled.
+        Raises:
+            Lost, Cancelled.
         """
         self._ask(lambda job: changes.progress(self._storage, job, done, total, clock=self._clock))
 
@@ -71,6 +73,15 @@ def keep_lease(storage: Storage, job: Job, lease_seconds: float, *, clock: Clock
 
     The block itself ends the job, with `succeed`, `fail` or `release`; a block left otherwise leaves a running job
     whose lease runs out. While the store fails the work goes on: if somebody takes the job over, `succeed` says so.
+
+    Args:
+        storage: where the job is.
+        job: as claimed.
+        lease_seconds: how long this worker may stay silent.
+        clock: gives the time.
+
+    Yields:
+        The job, to be asked between tiles.
     """
     leased = LeasedJob(storage, job, clock)
     left = threading.Event()

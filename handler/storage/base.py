@@ -93,34 +93,72 @@ class Storage(Protocol):
     """Objects by key. Every method raises `InvalidKey` for a bad key, and `Unavailable` when the store fails."""
 
     def get(self, key: str) -> tuple[bytes, str]:
-        """The whole object and its etag, for small ones. Raises: NotFound."""
+        """The whole object and its etag, for small ones.
+
+        Raises:
+            NotFound.
+        """
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """At most `length` bytes from `start` on; fewer, or none, where the object ends. Raises: NotFound."""
+        """At most `length` bytes from `start` on; fewer, or none, where the object ends.
+
+        Raises:
+            NotFound.
+        """
 
     def download(self, key: str, path: Path) -> None:
-        """Write the object to a file, whole or not at all. Raises: NotFound."""
+        """Write the object to a file, whole or not at all.
+
+        Raises:
+            NotFound.
+        """
 
     def put(self, key: str, data: bytes, content_type: str) -> str:
-        """Store bytes, replacing what was there; gives the etag."""
+        """Store bytes, replacing what was there.
+
+        Returns:
+            The etag.
+        """
 
     def upload(self, path: Path, key: str, content_type: str) -> None:
         """Store a file of any size, streaming, replacing what was there."""
 
     def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
-        """Store bytes where nothing is stored yet; gives the etag. Raises: Exists."""
+        """Store bytes where nothing is stored yet.
+
+        Returns:
+            The etag.
+
+        Raises:
+            Exists.
+        """
 
     def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
-        """Replace exactly the object that has this etag; gives the new etag. Raises: Changed."""
+        """Replace exactly the object that has this etag.
+
+        Returns:
+            The new etag.
+
+        Raises:
+            Changed.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object if it is there."""
 
     def head(self, key: str) -> ObjectInfo:
-        """Size, type and etag. Raises: NotFound."""
+        """Size, type and etag.
+
+        Raises:
+            NotFound.
+        """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key starts with this text, in no order that means anything."""
+        """Every object whose key starts with this text.
+
+        Yields:
+            What is known of each, in no order that means anything.
+        """
 
     def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
         """Let somebody store one file of exactly this type, of 1 to `max_bytes` bytes, for some seconds."""

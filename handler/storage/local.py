@@ -236,7 +236,11 @@ class LocalStorage:
         return self.head(grant.key)
 
     def path(self, key: str) -> Path:
-        """The file that holds the object now, for streaming it. Raises: NotFound."""
+        """The file that holds the object now, for streaming it.
+
+        Raises:
+            NotFound.
+        """
         self.head(key)
         return self._file(key)
 

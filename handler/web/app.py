@@ -36,13 +36,12 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         redirect_slashes=False,
     )
     app.state.service = Service(settings, storage, start)
-    app.include_router(upscale.router)
-    app.include_router(jobs.router)
-    app.include_router(info.router)
-    if settings.local:
-        app.include_router(local_links.router)
+    routes = list(app.routes)  # the description and its pages
+    for router in (upscale.router, jobs.router, info.router, *([local_links.router] if settings.local else ())):
+        app.include_router(router)
+        routes += router.routes
 
-    problems.install(app)
+    problems.install(app, routes)
     app.add_middleware(partial(guard.guarded, settings=settings))
     if settings.allowed_origins:
         app.add_middleware(

@@ -18,6 +18,9 @@ from handler.web.problems import Problem
 async def receive_form(request: Request) -> AsyncIterator[tuple[UploadFile, list[tuple[str, str]]]]:
     """The one picture of a multipart form, on disk where it is large, and the other fields.
 
+    Yields:
+        The file, and (name, value) of each field in the order of the form.
+
     Raises:
         Problem: not a form, malformed, none or several pictures, or too large.
     """
@@ -47,7 +50,11 @@ async def receive_form(request: Request) -> AsyncIterator[tuple[UploadFile, list
 
 
 def merge_options(query: list[tuple[str, str]], fields: list[tuple[str, str]]) -> dict[str, str]:
-    """Options from the query and from the form. Raises: core.OptionsError."""
+    """Options from the query and from the form.
+
+    Raises:
+        core.OptionsError.
+    """
     merged: dict[str, str] = {}
     for name, value in [*query, *fields]:
         if name in merged:

@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a form besides the picture, and of a JSON body.
 OVERHEAD = 64 * 1024
-#: Open to everybody: they do no work, or carry a signature of their own.
+#: Open to everybody: they do no work, or carry a separate signature.
 _OPEN = ("/", "/health", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 _SIGNED = "/storage/"
 
 
 def request_ids(app: ASGIApp) -> ASGIApp:
-    """Give every request an id, Lambda's where there is one, and tell it in every answer."""
+    """Give every request an id, Lambda's where there is one, and name it in every answer."""
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -176,14 +176,22 @@ class ConcurrencyLimiter:
         return self._inside == 0
 
     def check(self) -> None:
-        """For refusing before a body is read. Raises: Problem (busy)."""
+        """For refusing before a body is read.
+
+        Raises:
+            Problem (busy).
+        """
         if self._inside >= self._room:
             wait = min(120, max(1, math.ceil(self._seconds / self._working)))
             raise Problem("busy", f"too much work at the moment: try again in {wait} s", {"Retry-After": str(wait)})
 
     @asynccontextmanager
     async def enter(self, seconds: float) -> AsyncIterator[None]:
-        """Wait for a place to work that is estimated to take so long. Raises: Problem (busy)."""
+        """Wait for a place to work that is estimated to take so long.
+
+        Raises:
+            Problem (busy).
+        """
         self.check()
         self._inside += 1
         self._seconds += seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 import core
 from core.formats import READABLE
@@ -126,7 +126,7 @@ def body(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 def response(problem: Problem, request_id: str) -> JSONResponse:
-    """The answer that tells a problem."""
+    """The answer that reports a problem."""
     return JSONResponse(
         body(problem, request_id), problem.status_code, dict(problem.headers or {}), media_type=MEDIA_TYPE
     )
@@ -195,13 +195,18 @@ def _from_framework(error: HTTPException) -> Problem:
     return Problem("malformed_request", "the request cannot be read")
 
 
-def install(app: FastAPI) -> None:
-    """Make every expected exception a problem; unexpected ones are caught in `handler.web.guard`, at the outside."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Make every expected exception a problem; unexpected ones are caught in `handler.web.guard`, at the outside.
+
+    Args:
+        app: the application.
+        routes: of the application and its routers, for the methods that a path has.
+    """
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 405:
             # The framework knows only the first route of the path.
-            found = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+            found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
             methods = sorted({method for route in found for method in getattr(route, "methods", None) or ()})
             error = Problem("method_not_allowed", headers={"Allow": ", ".join(methods)})
         problem = problem_of(error)

@@ -137,7 +137,11 @@ def _make(
 
 
 def _keep(service: Service, file: BinaryIO, name: str, media_type: str) -> str:
-    """Store a result that no response can carry; gives its link."""
+    """Store a result that no response can carry.
+
+    Returns:
+        Its link.
+    """
     key = f"results/{jobs.new_id()}/0/{name}"
     with workspace() as folder:
         path = folder / "result"

@@ -38,6 +38,8 @@ from tests.e2e.emulator import EVENTS, ROOT, function
 from tests.integration.work import event, picture, queued, result, wait_for
 from tests.servers import ACCESS_KEY, SECRET_KEY, answers, binary, free_ports, make_bucket, run_server
 
+pytestmark = pytest.mark.slow
+
 #: The local base's own wheels, see infra/local-base/build.sh.
 TORCH_INDEX = "file:///wheels"
 #: What Lambda allows less than Docker does.

@@ -24,6 +24,8 @@ from handler.storage import S3Storage
 from tests.e2e.emulator import Function, function
 from tests.integration.work import TTL, event, picture, queued, result, results
 
+pytestmark = pytest.mark.slow
+
 #: The bucket of the example events.
 BUCKET = "upscaler-example"
 UPSCALES = ["rest_upscale.json", "http_upscale.json", "function_url_upscale.json"]

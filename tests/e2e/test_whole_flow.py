@@ -25,9 +25,11 @@ from PIL import Image
 from handler.settings import Settings
 from handler.storage import S3Storage
 from tests.e2e.emulator import ROOT, Function, function
-from tests.integration.test_api import served
+from tests.integration.web.support import served
 from tests.integration.work import event, picture
 from tests.servers import make_bucket
+
+pytestmark = pytest.mark.slow
 
 NAME = "été photo+1 %.png"
 

@@ -25,7 +25,6 @@ from tests.integration.work import (
     TTL,
     Context,
     Failing,
-    configured,
     event,
     left_behind,
     picture,
@@ -37,16 +36,6 @@ from tests.integration.work import (
 
 #: What the example events speak of.
 JOB, BATCH_JOB = "6f9619ff-8b86-4011-b42d-00c04fc964ff", "4c7599ae-0a82-49aa-ba5a-4727fcce14a8"
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return configured(tmp_path, lease_seconds=3)
-
-
-@pytest.fixture
-def store(settings: Settings) -> LocalStorage:
-    return LocalStorage(settings.data_dir)
 
 
 def for_batch(store: LocalStorage | S3Storage, data: bytes, **named: Any) -> Job:

@@ -43,6 +43,8 @@ from tests.integration.work import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 #: Many small tiles, so that there is something to interrupt.
 SLOW = {"tile_size": 48}

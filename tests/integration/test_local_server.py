@@ -28,6 +28,8 @@ from handler.storage import LocalStorage
 from handler.workspace import PREFIX
 from tests.unit.pictures import corners, saved
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = saved(corners(), "PNG")
 

@@ -33,12 +33,6 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> LocalStorage:
-    """A local directory stands in for the bucket of the example events."""
-    return LocalStorage(settings.data_dir)
-
-
-@pytest.fixture
 def call(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     """The handler, as Lambda calls it."""
     run_job = worker.run_job

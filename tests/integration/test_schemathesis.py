@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.integration.test_local_server import running
 from tests.servers import binary
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_service_is_what_it_describes(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Models that lie in S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from core import models
+from handler import jobs, s3_models, worker
+from handler.jobs import Backend, Job, State
+from handler.settings import Settings
+from handler.storage import S3Storage, Storage
+from tests.integration.work import AT_ONCE, Failing, configured, picture, queued, result
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return configured(tmp_path, lease_seconds=30)
+
+
+def run(storage: Storage | Failing, settings: Settings, job: Job, **named: Any) -> Job | None:
+    named = {"backend": Backend.LAMBDA, "retry_delays": AT_ONCE, **named}
+    return worker.run_job(cast(Storage, storage), settings, job.id, worker="test", **named)
+
+
+def ended(storage: Storage | Failing, settings: Settings, job: Job, **named: Any) -> Job:
+    done = run(storage, settings, job, **named)
+    assert done is not None
+    assert done == jobs.get(cast(Storage, storage), job.id)
+    return done
+
+
+@pytest.fixture
+def model_bucket(moto_bucket: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[S3Storage, Callable[[], int]]:
+    """A bucket with the embedded model under models/mine; and how many objects were downloaded."""
+    endpoint, bucket = moto_bucket
+    store = S3Storage(bucket, endpoint_url=endpoint)
+    for path in (models.WEIGHTS / models.embedded(2, "png")).iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            store.upload(path, f"models/mine/{path.name}", "application/octet-stream")
+    count = 0
+    download = S3Storage.download
+
+    def counted(self: S3Storage, key: str, path: Path) -> None:
+        nonlocal count
+        count += key.startswith("models/")
+        download(self, key, path)
+
+    monkeypatch.setattr(S3Storage, "download", counted)
+    monkeypatch.setattr(s3_models, "_fetched", {})
+    return store, lambda: count
+
+
+def test_a_model_in_s3_is_fetched_once_and_used(
+    model_bucket: tuple[S3Storage, Callable[[], int]], moto: str, tmp_path: Path
+) -> None:
+    store, downloads = model_bucket
+    settings = configured(tmp_path, bucket=store.bucket, s3_endpoint_url=moto)
+    name = f"s3://{store.bucket}/models/mine"
+    done = [ended(store, settings, queued(store, picture(), model=name)) for _ in range(2)]
+    embedded = ended(store, settings, queued(store, picture()))
+    assert [(job.model_used, job.degraded, job.error) for job in done] == [(name, False, None)] * 2
+    assert result(store, done[0]) == result(store, done[1]) == result(store, embedded)
+    assert downloads() == 2  # config.json and the weights
+
+
+@pytest.mark.parametrize("damage", ["gone", "no weights", "cut", "no config", "nonsense"])
+def test_a_model_in_s3_that_does_not_work_is_a_step_down_and_told(
+    model_bucket: tuple[S3Storage, Callable[[], int]],
+    moto: str,
+    tmp_path: Path,
+    damage: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "FALLBACKS", ())  # the others would be asked for at the hub
+    store, _ = model_bucket
+    settings = configured(tmp_path, bucket=store.bucket, s3_endpoint_url=moto)
+    name = f"s3://{store.bucket}/models/{damage.replace(' ', '-')}"
+    prefix = name.partition("/models/")[2]
+    weights = store.get("models/mine/model.safetensors")[0]
+    config = store.get("models/mine/config.json")[0]
+    if damage not in ("gone", "no config"):
+        text = b"{}" if damage == "nonsense" else config
+        store.put(f"models/{prefix}/config.json", text, "application/json")
+    if damage not in ("gone", "no weights"):
+        store.put(f"models/{prefix}/model.safetensors", weights[:-100] if damage == "cut" else weights, "a/b")
+    done = ended(store, settings, queued(store, picture(), model=name))
+    assert (done.state, done.model_used, done.degraded) == (State.SUCCEEDED, models.embedded(2, "png"), True)
+    assert name in done.reason
+    assert tempfile.gettempdir() not in done.reason
+
+
+def test_a_fetched_model_is_gone_with_its_process(
+    model_bucket: tuple[S3Storage, Callable[[], int]], moto: str, scratch: Path
+) -> None:
+    store, _ = model_bucket
+    code = (
+        "import sys; from handler import s3_models; from handler.settings import get_settings;"
+        "print(s3_models.fetch(sys.argv[1], get_settings()))"
+    )
+    environment = {**os.environ, "TMPDIR": str(scratch), "BUCKET": store.bucket, "S3_ENDPOINT_URL": moto}
+    name = f"s3://{store.bucket}/models/mine/"
+    found = subprocess.run(
+        [sys.executable, "-c", code, name], env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).parent == scratch
+    assert not list(scratch.iterdir())
