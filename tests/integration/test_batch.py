@@ -88,6 +88,7 @@ def test_the_container_does_the_job(seaweedfs_bucket: tuple[str, str], container
     assert not left_behind(tmp_path / "scratch")
 
 
+@pytest.mark.slow
 def test_a_spot_instance_that_is_taken_away_hands_the_job_back(
     store: LocalStorage, settings: Settings, container: Start, tmp_path: Path
 ) -> None:

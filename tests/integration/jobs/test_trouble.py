@@ -57,6 +57,7 @@ def work(storage: Storage, key: str, clock: Time, data: bytes = b"result") -> No
     jobs.succeed(storage, mine, written(storage, mine, data), model_used="m", clock=clock)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(local: LocalStorage, clock: Time) -> None:
     """Before and after every single call to the store, once and then twice; the event is delivered again each time."""
     undisturbed = Trouble(local)

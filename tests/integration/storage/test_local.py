@@ -33,6 +33,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_half_done(tmp_path: Path) -> None:
     store = LocalStorage(tmp_path / "store")
     for pause in (0.0, 0.003, 0.007, 0.011):

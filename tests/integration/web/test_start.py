@@ -53,6 +53,7 @@ def test_lambda_can_do_without_warming_up(tmp_path: Path) -> None:
     assert in_new_process(code, tmp_path, WARM_MODEL="none", **LAMBDA) == ["MainThread"]
 
 
+@pytest.mark.slow
 def test_lambda_warms_up_beside_its_start_and_gives_binary_as_base64(tmp_path: Path) -> None:
     """Events as API Gateway (REST and HTTP) and function URLs send them, through Mangum."""
     events = [ROOT / "tests" / "events" / f"{kind}_upscale.json" for kind in ("rest", "http", "function_url")]
