@@ -17,7 +17,6 @@ from core.codecs.read import probe
 from core.formats import FORMATS, READ_SUFFIXES, suffix_format
 from core.limits import Limits, check_output_size
 from core.models import MODELS
-from core.names import result_name, size_suffix
 from core.options import MAX_SCALE, Options, Result
 from core.picture import frames_kept
 
@@ -71,14 +70,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _result_name(source: Path, options: Options) -> str:
-    """As `core.names.result_name`, for the format asked for, or the one that the file's content leads to."""
+    """photo.jpg becomes photo-x2.jpg; with another format, or when its content is another, photo-x2.png."""
     format = options.format
     if format is None:
         try:
             format = probe(source).result_format
         except core.UpscaleError:
-            format = suffix_format(source.suffix)  # reported when its turn comes
-    return result_name(source.name, options, format)
+            format = suffix_format(source.suffix)  # it will be reported when its turn comes
+    return options.result_name(source.name, format)
 
 
 def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
@@ -106,7 +105,7 @@ def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
     def add(source: Path, folder: Path, resume: bool) -> None:
         target = folder / _result_name(source, options)
         if target in taken:  # a.jpg and a.png in one format
-            target = target.with_name(source.name + size_suffix(options) + target.suffix)
+            target = target.with_name(source.name + options.name_suffix + target.suffix)
         taken.add(target)
         done = resume and target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
         work.append(_Work(source, target, done))
@@ -114,7 +113,7 @@ def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            root = Path(output) if output else path.with_name(path.resolve().name + size_suffix(options))
+            root = Path(output) if output else path.with_name(path.resolve().name + options.name_suffix)
             for source in _pictures(path, arguments.recursive, root):
                 add(source, root / source.parent.relative_to(path), True)
         elif output is None:

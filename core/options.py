@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from core.errors import OptionsError
-from core.formats import FORMATS
+from core.formats import FORMATS, SUFFIXES, suffix_format
 
 MAX_SCALE = 8.0
 #: Called with tiles done and tiles in all; it may raise `core.errors.Cancelled` to stop between two tiles.
@@ -97,6 +98,26 @@ class Options:
                 f"the input is {width}x{height}"
             )
         return out_width, out_height
+
+    @property
+    def name_suffix(self) -> str:
+        """What is added to a file's name, such as "-x2" or "-800x"."""
+        if self.width is None and self.height is None:
+            return f"-x{self.scale or 2:g}"
+        return f"-{self.width or ''}x{self.height or ''}"
+
+    def result_name(self, name: str, format: str | None) -> str:
+        """The name of a result: photo.jpg becomes photo-x2.jpg, or photo-x2.png when it is stored as a PNG.
+
+        Args:
+            name: of the input, without folders.
+            format: of the result, one of `FORMATS`; None keeps the ending.
+        """
+        path = PurePath(name)
+        ending = path.suffix
+        if format is not None and suffix_format(ending) != format:
+            ending = SUFFIXES[format]
+        return path.stem + self.name_suffix + ending
 
     def factor(self, width: int, height: int) -> float:
         """How many times as large an oriented input of these sides becomes, along the side that grows more.

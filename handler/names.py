@@ -14,11 +14,12 @@ def file_name(raw: str, default: str = "image") -> str:
     """
     # Browsers on Windows sent whole paths once, so a backslash separates too.
     name = re.split(r"[/\\]", raw.encode(errors="ignore").decode())[-1]
-    name = "".join(c for c in name if c.isprintable()).strip().strip(".").strip()
+    name = "".join(c for c in name if c.isprintable()).strip(". ")
     path = PurePosixPath(name or default)
     suffix = path.suffix if len(path.suffix.encode()) <= 16 else ""
     stem = str(path)[: len(str(path)) - len(suffix)]
-    return stem.encode()[: 200 - len(suffix.encode())].decode(errors="ignore") + suffix
+    name = stem.encode()[: 200 - len(suffix.encode())].decode(errors="ignore") + suffix
+    return name.rstrip(". ")  # where it was cut, too
 
 
 def content_disposition(filename: str) -> str:

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import core
 from core.formats import MEDIA_TYPES
-from core.names import result_name
 from handler import batch, jobs, options, remote_file, routing, s3_models, webhook
 from handler.jobs import Backend, Job, Progress, State, StoredFile
 from handler.names import file_name
@@ -252,7 +251,7 @@ def _work(attempt: _Attempt) -> Job:
             log.info("job %s: %s", job.id, note)
 
         start = time.perf_counter()
-        name = file_name(result_name(job.input.name, chosen, made.format))
+        name = file_name(chosen.result_name(job.input.name, made.format))
         key = jobs.result_key(job, name)
         attempt.with_retries(lambda: storage.upload(output, key, made.media_type))
         result = StoredFile(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import core
-from core.names import result_name
 from handler.names import file_name
 
 
@@ -22,10 +21,10 @@ from handler.names import file_name
     ],
 )
 def test_result_name(filename: str, asked: core.Options, format: str, expected: str) -> None:
-    assert file_name(result_name(file_name(filename), asked, format)) == expected
+    assert file_name(asked.result_name(file_name(filename), format)) == expected
 
 
 def test_long_names_keep_their_suffix() -> None:
-    name = file_name(result_name(file_name("x" * 10_000 + ".jpg"), core.Options(), "png"))
+    name = file_name(core.Options().result_name(file_name("x" * 10_000 + ".jpg"), "png"))
     assert name.endswith(".png")
     assert len(name.encode()) <= 200

@@ -66,6 +66,8 @@ def test_any_names_on_a_server(seaweedfs_bucket: tuple[str, str], name: str) -> 
 @example(raw="x" * 10_000 + ".jpeg")
 @example(raw="x." + "y" * 10_000)
 @example(raw="é" * 300 + ".png")
+@example(raw="0. .")
+@example(raw="x" * 198 + ". y" * 20)
 def test_file_name_is_safe(raw: str) -> None:
     name = file_name(raw)
     assert 1 <= len(name.encode()) <= 200
