@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 import core
 from handler.settings import Settings
 from handler.storage import Storage
-from handler.web import guard, info, jobs, local_links, openapi, problems, upscale
+from handler.web import guard, info, jobs, local_links, openapi, page, preview, problems, upscale
 from handler.web.schemas import DESCRIPTION, EXPOSED
 from handler.web.service import Service
 
@@ -34,12 +34,16 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         description=DESCRIPTION,
         license_info={"name": "MIT", "identifier": "MIT"},
         redirect_slashes=False,
+        docs_url=None,  # `handler.web.page` has them, from files of this machine
+        redoc_url=None,
     )
     app.state.service = Service(settings, storage, start)
-    routes = list(app.routes)  # the description and its pages
-    for router in (upscale.router, jobs.router, info.router, *([local_links.router] if settings.local else ())):
+    routes = list(app.routes)  # the description
+    routers = [upscale.router, jobs.router, preview.router, info.router, page.router]
+    for router in (*routers, *([local_links.router] if settings.local else ())):
         app.include_router(router)
         routes += router.routes
+    app.mount("/static", page.static_files())
 
     problems.install(app, routes)
     app.add_middleware(partial(guard.guarded, settings=settings))

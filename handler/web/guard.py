@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 #: Bytes of a form besides the picture, and of a JSON body.
 OVERHEAD = 64 * 1024
 #: Open to everybody: they do no work, or carry a separate signature.
-_OPEN = ("/", "/health", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
+_OPEN = ("/", "/health", "/docs", "/redoc", "/openapi.json")
+_STATIC = "/static/"
 _SIGNED = "/storage/"
 
 
@@ -72,7 +73,7 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
 
     def check(scope: Scope, headers: Headers) -> None:
         path = scope["path"]
-        if key and path not in _OPEN and not path.startswith(_SIGNED):
+        if key and path not in _OPEN and not path.startswith((_STATIC, _SIGNED)):
             given = headers.get("x-api-key", "").encode(errors="replace")
             if not hmac.compare_digest(given, key):
                 raise Problem("unauthorized")

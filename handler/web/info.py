@@ -1,15 +1,13 @@
-"""What can be asked without a picture: an estimate, the models, the health, and the page."""
+"""What can be asked without a picture: an estimate, the models, and the health."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request
 
 import core
 from core import models
 from handler import options, routing
 from handler.jobs import Estimate
-from handler.web.page import page
 from handler.web.problems import documented
 from handler.web.schemas import JSON_CODES, EstimateRequest, Health, ModelInfo
 from handler.web.service import Shared
@@ -53,11 +51,3 @@ def list_models(service: Shared) -> list[ModelInfo]:
 def health(request: Request, service: Shared) -> Health:
     """For load balancers: no work is done, nothing is read."""
     return Health(status="ok", version=request.app.version, mode="local" if service.settings.local else "aws")
-
-
-@router.get("/", include_in_schema=False)
-def index(service: Shared) -> Response:
-    """The page, for people."""
-    text, policy = page(service.settings.local)
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-    return HTMLResponse(text, headers=headers)

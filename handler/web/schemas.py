@@ -18,6 +18,8 @@ EXPOSED = (
     "Content-Disposition",
     "Location",
     "Retry-After",
+    "X-Picture-Height",
+    "X-Picture-Width",
     "X-Request-Id",
     "X-Upscale-Degraded",
     "X-Upscale-Milliseconds",

@@ -27,12 +27,14 @@ class Service:
 
     Attributes:
         limiter: pictures that are answered with the result itself.
+        previews: previews; each holds a whole picture in memory, so one at a time.
     """
 
     def __init__(self, settings: Settings, storage: Storage | None, start: Callable[[str], None]) -> None:
         self.settings = settings
         self.start = start
         self.limiter = ConcurrencyLimiter(settings.max_concurrency, WAITING * settings.max_concurrency)
+        self.previews = ConcurrencyLimiter(1, WAITING)
         self._given = storage
 
     @cached_property
