@@ -72,7 +72,7 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     too_often = _rate_limit(settings)
 
     def check(scope: Scope, headers: Headers) -> None:
-        path = scope["path"]
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if key and path not in _OPEN and not path.startswith((_STATIC, _SIGNED)):
             given = headers.get("x-api-key", "").encode(errors="replace")
             if not hmac.compare_digest(given, key):

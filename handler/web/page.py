@@ -18,7 +18,6 @@ from starlette.staticfiles import StaticFiles
 
 from core import preview
 from core.codecs import decode as image
-from handler.settings import Settings
 from handler.web.service import Shared
 
 _STATIC = Path(__file__).parent / "static"
@@ -44,7 +43,7 @@ def static_files() -> StaticFiles:
 
 @cache
 def _offline() -> Path:
-    """Swagger UI (Apache-2.0) and ReDoc (MIT), from the package fastapi-offline, which need not be imported for that."""
+    """Swagger UI (Apache-2.0) and ReDoc (MIT), from fastapi-offline, which need not be imported for that."""
     found = find_spec("fastapi_offline")
     if found is None or not found.submodule_search_locations:
         raise AssertionError("fastapi-offline is a dependency of the service")

@@ -100,4 +100,6 @@ def _of_result(service: Service, job: Job) -> Preview:
 
 def _response(made: Preview) -> Response:
     headers = {"X-Picture-Width": str(made.width), "X-Picture-Height": str(made.height)}
-    return Response(made.data, media_type=made.media_type, headers={**headers, "Cache-Control": "private, max-age=3600"})
+    return Response(
+        made.data, media_type=made.media_type, headers={**headers, "Cache-Control": "private, max-age=3600"}
+    )

@@ -51,7 +51,7 @@ def view(request: Request, service: Service, job: Job, *, upload: bool = False) 
             settings.link_seconds,
         )
         shown["upload"] = Upload(
-            url=urljoin(str(request.base_url), link.url),
+            url=absolute(request, link.url),
             method="POST",
             fields=link.fields,
             max_bytes=link.max_bytes,
@@ -67,4 +67,9 @@ def result_url(request: Request, service: Service, job: Job) -> str:
     if job.output is None:
         raise AssertionError("a job that succeeded has an output")
     link = service.storage.download_link(job.output.key, job.output.name, service.settings.link_seconds)
-    return urljoin(str(request.base_url), link)
+    return absolute(request, link)
+
+
+def absolute(request: Request, link: str) -> str:
+    """A link of the store with its host; one to this service itself is a path, below the prefix that it runs under."""
+    return urljoin(str(request.base_url), link.removeprefix("/"))

@@ -4,7 +4,7 @@ import { dropped, folderOf, isPicture } from "./choose.js";
 import { forget, recent } from "./recent.js";
 import * as rows from "./rows.js";
 import { call, limits } from "./service.js";
-import { compare } from "./view.js";
+import { compare, frame } from "./view.js";
 import { bytes, count, duration, pixels, sentence } from "./words.js";
 import { cancel, megapixels, objection, resume, start } from "./work.js";
 import { zip } from "./zip.js";
@@ -226,6 +226,7 @@ async function show(item, focus) {
   $("result-title").textContent = output.name;
   $("made").textContent = `${pixels(output.width, output.height)}, ${bytes(output.bytes)}, made by ${model_used}` +
     (degraded ? ` because ${model || "the usual model"} could not be had` : "");
+  frame(output.width, output.height);
   if (focus) {
     $("result-title").focus({ preventScroll: true });
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -235,10 +236,10 @@ async function show(item, focus) {
     if (item.file && !item.was && item.file.size <= limits.preview_bytes) await preview(item);
     const { result_url } = await renew(item);
     if (shown !== item) return;
-    if (await compare(result_url, item.was, output.width, output.height) || shown !== item) return;
+    if (await compare(result_url, item.was) || shown !== item) return;
     // The browser cannot show this format; the service has a picture of it that it can.
     const blob = await call("GET", `jobs/${item.job.id}/preview`, null, { read: answer => answer.blob() }).catch(() => null);
-    if (blob && shown === item) await compare(URL.createObjectURL(blob), item.was, output.width, output.height);
+    if (blob && shown === item) await compare(URL.createObjectURL(blob), item.was);
   } catch (error) {
     if (shown === item) say(error.message);
   }

@@ -15,8 +15,8 @@ const fit = () => Math.min(view.clientWidth / sides.width, tallest() / sides.hei
 const tallest = () => Math.max(160, Math.min(innerHeight * 0.75, innerHeight - 190));
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-/** Show a result of some sides beside what it was made of; `was` is an address, empty where there is none to show. */
-export async function compare(made, was, width, height) {
+/** Make room for a result of some sides, before there is anything to show. */
+export function frame(width, height) {
   sides = { width, height };
   border = 0.5;
   fitted = true;
@@ -25,6 +25,10 @@ export async function compare(made, was, width, height) {
   view.classList.remove("compared");
   $("unseen-picture").hidden = true;
   draw();
+}
+
+/** Show a result in its frame, beside what it was made of: addresses, `was` empty where there is none to show. */
+export async function compare(made, was) {
   const shown = await load(after, made);
   $("unseen-picture").hidden = shown;
   view.classList.toggle("compared", shown && Boolean(was) && await load(before, was));
