@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from core.codecs import decode as image
-from core.codecs.decode import Pixels, Source
-from core.options import Limits
+from core.codecs.base import Source
+from core.codecs.read import decode
+from core.formats import MEDIA_TYPES
+from core.limits import Limits
+from core.picture import Pixels
 
 #: Longest side of a preview, in pixels: about what a page has room for.
 SIDE = 1600
@@ -47,7 +49,7 @@ def preview(source: Source, limits: Limits | None = None) -> Preview:
         TooLarge: over a limit.
     """
     limits = limits or Limits()
-    found = image.decode(source, replace(limits, input_pixels=min(limits.input_pixels, MAX_PIXELS)))
+    found = decode(source, replace(limits, input_pixels=min(limits.input_pixels, MAX_PIXELS)))
     height, width = found.pixels.shape[:2]
     pixels = _eight_bits(found.pixels)
     if found.alpha is not None:
@@ -57,7 +59,7 @@ def preview(source: Source, limits: Limits | None = None) -> Preview:
     format = "jpeg" if found.alpha is None else "webp"
     out = io.BytesIO()
     small.save(out, format, quality=85, icc_profile=found.meta.icc)
-    return Preview(out.getvalue(), image.MEDIA_TYPES[format], width, height)
+    return Preview(out.getvalue(), MEDIA_TYPES[format], width, height)
 
 
 def _eight_bits(values: Pixels) -> Pixels:

@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from core import preview
-from core.codecs import decode as image
+from core.formats import READABLE
 from handler.web.service import Shared
 
 _STATIC = Path(__file__).parent / "static"
@@ -66,7 +66,7 @@ def index(service: Shared) -> Response:
     """The page, with the limits that it tells before an upload."""
     settings = service.settings
     limits = {
-        "readable": image.READABLE,
+        "readable": READABLE,
         "bytes": settings.max_upload_bytes,
         "pixels": settings.max_pixels,
         "preview_bytes": min(settings.max_upload_bytes, settings.response_limit or settings.max_upload_bytes),

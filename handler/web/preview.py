@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +24,7 @@ router = APIRouter()
 #: What is fetched from the store for a preview: it must fit on Lambda's disk.
 MAX_RESULT_BYTES = 400_000_000
 
-_RESPONSE = {
+_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A picture of at most 1600 pixels on a side.",
         "content": {"image/jpeg": {}, "image/webp": {}},

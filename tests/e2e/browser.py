@@ -45,7 +45,6 @@ def serve(
     folder: Path,
     *,
     workers: bool = True,
-    root_path: str = "",
     around: Callable[[ASGIApp], ASGIApp] | None = None,
     **values: Any,
 ) -> Iterator[str]:
@@ -54,7 +53,6 @@ def serve(
     Args:
         folder: where it keeps pictures and jobs.
         workers: whether there are any; without, jobs wait for ever.
-        root_path: the prefix that a proxy took away before the request came here.
         around: what stands before the application.
         values: settings.
     """
@@ -63,7 +61,7 @@ def serve(
     threads = Workers(storage, settings) if workers else None
     app: ASGIApp = build(settings, storage, threads.put if threads else lambda _: None)
     app = around(app) if around else app
-    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False, root_path=root_path)
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     if threads:
         threads.start()

@@ -38,6 +38,7 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "remote_file.probe": "uploads",
     "remote_file.readinto": "uploads",
     "s3_models._download": "models",
+    "web.preview._of_result": "results",
     "web.upscale._defer": "uploads",
     "web.upscale._keep": "results",
     "web.views.result_url": "results",

@@ -28,6 +28,8 @@ def test_every_call_is_described(openapi: dict[str, Any]) -> None:
         "GET /jobs/{id}",
         "DELETE /jobs/{id}",
         "GET /jobs/{id}/result",
+        "GET /jobs/{id}/preview",
+        "POST /preview",
     }
 
 
