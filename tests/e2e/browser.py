@@ -91,6 +91,8 @@ class Visit:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("request", lambda request: self._look(request.url, address))
+        # While somebody listens, no dialogue opens; playwright does not wait until its browser knows of a new listener.
+        page.on("filechooser", lambda _: None)
         page.set_default_timeout(30_000)
         page.goto(address)
 

@@ -133,7 +133,7 @@ async function estimate(ready) {
   } catch (error) {
     if (mine !== asked) return;
     $("estimate").textContent = "";
-    say(ready.length > 1 ? `${largest.name}: ${error.message}` : error.message);
+    say((ready.length > 1 ? `${largest.name}: ` : "") + sentence(error.message));
     estimate.said = true;
   }
 }
@@ -241,7 +241,7 @@ async function show(item, focus) {
     const blob = await call("GET", `jobs/${item.job.id}/preview`, null, { read: answer => answer.blob() }).catch(() => null);
     if (blob && shown === item) await compare(URL.createObjectURL(blob), item.was);
   } catch (error) {
-    if (shown === item) say(error.message);
+    if (shown === item) say(sentence(error.message));
   }
 }
 
@@ -250,7 +250,7 @@ async function save(item) {
     const { result_url, output } = await renew(item);
     download(result_url, output.name);
   } catch (error) {
-    say(error.message);
+    say(sentence(error.message));
   }
 }
 
@@ -280,7 +280,8 @@ async function saveAll() {
     setTimeout(() => URL.revokeObjectURL(address), 600_000);
     announce("The ZIP is ready.");
   } catch (error) {
-    say(error instanceof RangeError ? "All of this is too much for one ZIP: download the pictures one by one" : error.message);
+    say(error instanceof RangeError
+      ? "All of this is too much for one ZIP: download the pictures one by one." : sentence(error.message));
   }
   $("zip").textContent = words;
   $("zip").disabled = false;
@@ -308,7 +309,7 @@ async function recall() {
 // ---------------------------------------------------------------- The page
 
 function say(text) {
-  $("error").textContent = sentence(text);
+  $("error").textContent = text;
 }
 
 function announce(text) {
@@ -357,5 +358,5 @@ addEventListener("beforeunload", event => {
 });
 
 choicesChanged();
-listModels().catch(error => say(error.message));
+listModels().catch(error => say(sentence(error.message)));
 recall();
