@@ -43,7 +43,6 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
     for router in (*routers, *([local_links.router] if settings.local else ())):
         app.include_router(router)
         routes += router.routes
-    app.mount("/static", page.static_files())
 
     problems.install(app, routes)
     app.add_middleware(partial(guard.guarded, settings=settings))

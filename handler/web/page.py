@@ -12,11 +12,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from core import preview
 from core.formats import READABLE
 from handler.web.service import Shared
 
@@ -34,7 +33,8 @@ _NOTHING = b"data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22/%3
 router = APIRouter(include_in_schema=False)
 
 
-def static_files() -> StaticFiles:
+@cache
+def _files() -> StaticFiles:
     """The scripts and styles of these pages."""
     files = StaticFiles(directory=_STATIC)
     files.all_directories.append(_offline())
@@ -61,6 +61,12 @@ def redoc_script() -> Response:
     return Response(_redoc(), media_type="text/javascript", headers={"Cache-Control": "public, max-age=86400"})
 
 
+@router.api_route("/static/{name}", methods=["GET", "HEAD"])
+async def static(request: Request, name: str) -> Response:
+    """A script or a style, with an ETag."""
+    return await _files().get_response(name, request.scope)
+
+
 @router.api_route("/", methods=["GET", "HEAD"])
 def index(service: Shared) -> Response:
     """The page, with the limits that it tells before an upload."""
@@ -70,7 +76,6 @@ def index(service: Shared) -> Response:
         "bytes": settings.max_upload_bytes,
         "pixels": settings.max_pixels,
         "preview_bytes": min(settings.max_upload_bytes, settings.response_limit or settings.max_upload_bytes),
-        "preview_pixels": min(settings.max_pixels, preview.MAX_PIXELS),
     }
     text = (_STATIC / "index.html").read_text(encoding="utf-8")
     text = text.replace("{{limits}}", html.escape(json.dumps(limits)))

@@ -79,6 +79,9 @@ def test_static_files(client: httpx.Client) -> None:
     assert "cdn.redoc" not in client.get("/static/redoc.js").text
     check_problem(client.get("/static/nothing.js"), 404, "no_such_path")
     check_problem(client.get("/static/..%2fpage.py"), 404, "no_such_path")
+    refused = client.post("/static/main.js")
+    check_problem(refused, 405, "method_not_allowed")
+    assert refused.headers["allow"] == "GET, HEAD"
 
 
 def test_health(client: httpx.Client) -> None:
