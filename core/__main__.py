@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import core
 from core.codecs.read import probe
-from core.formats import FORMATS, READ_SUFFIXES, suffix_format
+from core.formats import FORMATS, suffix_format
 from core.limits import Limits, check_output_size
 from core.models import MODELS
 from core.options import MAX_SCALE, Options, Result
 from core.picture import frames_kept
+from core.worklist import UsageError, Work, plan, record
 
 EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_UNREADABLE, EXIT_TOO_LARGE, EXIT_CANNOT_WRITE = range(6)
 
@@ -27,22 +31,19 @@ _EPILOG = f"""exit codes: {EXIT_OK} done, {EXIT_INTERNAL} internal failure, {EXI
 with several pictures, the code of the first failure."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One picture to make: from a path or standard input (None), to a path or standard output (None)."""
-
-    source: Path | None
-    target: Path | None
-    skip: bool = False
+class _Stopped(BaseException):
+    """SIGTERM: like Ctrl-C it ends the work in order, so that nothing half-written stays."""
 
 
-class _UsageError(Exception):
-    pass
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and the way to the rest: the whole usage would hide what is wrong."""
+        self.exit(EXIT_USAGE, f"error: {message} ({self.prog} --help lists what can be given)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     command = "upscale" if Path(sys.argv[0]).stem == "upscale" else "python -m core"
-    parser = argparse.ArgumentParser(prog=command, description="Upscale pictures.", epilog=_EPILOG, allow_abbrev=False)
+    parser = _Parser(prog=command, description="Upscale pictures.", epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {core.__version__}")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, or - for standard input")
     parser.add_argument("-o", "--output", help="file or folder to write to, or - for standard output")
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="exact width in pixels, instead of a scale")
     parser.add_argument("--height", type=int, help="exact height in pixels, instead of a scale")
     parser.add_argument(
-        "--format", choices=list(FORMATS), help="of the result (that of the output's name, or of the input)"
+        "--format", help=f"of the result: {', '.join(FORMATS)} (that of the output's name, or of the input)"
     )
     parser.add_argument("--quality", type=int, help="1 to 100, for jpeg, webp and avif (by the input)")
     parser.add_argument("--strip", action="store_true", help="leave out metadata, keep the colour profile")
@@ -64,76 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--max-megapixels", type=float, help="refuse larger inputs (250)")
     parser.add_argument("--estimate", action="store_true", help="say seconds, memory and size; make nothing")
+    parser.add_argument("--overwrite", action="store_true", help="also files that were not made by this program")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     return parser
-
-
-def _result_name(source: Path, options: Options) -> str:
-    """photo.jpg becomes photo-x2.jpg; with another format, or when its content is another, photo-x2.png."""
-    format = options.format
-    if format is None:
-        try:
-            format = probe(source).result_format
-        except core.UpscaleError:
-            format = suffix_format(source.suffix)  # it will be reported when its turn comes
-    return options.result_name(source.name, format)
-
-
-def _plan(arguments: argparse.Namespace, options: Options) -> list[_Work]:
-    """What to make from what.
-
-    Raises:
-        _UsageError: contradicting inputs and output.
-    """
-    inputs: list[str] = arguments.inputs
-    output: str | None = arguments.output
-    if "-" in inputs:
-        if len(inputs) > 1:
-            raise _UsageError("- (standard input) stands alone: give other files in another call")
-        return [_Work(None, None if output in (None, "-") else Path(str(output)))]
-    if output == "-":
-        if len(inputs) > 1 or Path(inputs[0]).is_dir():
-            raise _UsageError("standard output takes one picture: give a folder with --output")
-        return [_Work(Path(inputs[0]), None)]
-    several = len(inputs) > 1 or Path(inputs[0]).is_dir()
-    if output is not None and several and Path(output).is_file():
-        raise _UsageError(f"{output} is a file: several pictures need a folder")
-    work: list[_Work] = []
-    taken: set[Path] = set()
-
-    def add(source: Path, folder: Path, resume: bool) -> None:
-        target = folder / _result_name(source, options)
-        if target in taken:  # a.jpg and a.png in one format
-            target = target.with_name(source.name + options.name_suffix + target.suffix)
-        taken.add(target)
-        done = resume and target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
-        work.append(_Work(source, target, done))
-
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            root = Path(output) if output else path.with_name(path.resolve().name + options.name_suffix)
-            for source in _pictures(path, arguments.recursive, root):
-                add(source, root / source.parent.relative_to(path), True)
-        elif output is None:
-            add(path, path.parent, False)
-        elif several or output.endswith(("/", "\\")) or Path(output).is_dir():
-            add(path, Path(output), False)
-        else:
-            work.append(_Work(path, Path(output)))
-    if not work:
-        raise _UsageError(f"no pictures in {', '.join(inputs)}" + ("" if arguments.recursive else " (try --recursive)"))
-    return work
-
-
-def _pictures(folder: Path, recursive: bool, results: Path) -> Iterator[Path]:
-    """Pictures in a folder in a stable order; never our own results, which may lie below it."""
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if path.suffix.lower() in READ_SUFFIXES and path.is_file() and not path.name.startswith("."):
-            if results != folder and results.resolve() in path.resolve().parents:
-                continue
-            yield path
 
 
 @contextmanager
@@ -169,7 +104,7 @@ def _exit_code(error: core.UpscaleError) -> int:
     return EXIT_INTERNAL
 
 
-def _estimate(work: _Work, data: bytes | None, options: Options, limits: Limits) -> dict[str, Any]:
+def _estimate(work: Work, data: bytes | None, options: Options, limits: Limits) -> dict[str, Any]:
     header = probe(data if data is not None else str(work.source), limits)
     found = core.estimate(header.width, header.height, options, picture=header, measure=True)
     format = options.format or header.result_format
@@ -185,8 +120,9 @@ def _say_estimate(name: str, found: dict[str, Any]) -> str:
 
 
 def _say_result(name: str, target: Path | None, result: Result) -> str:
+    place = "standard output" if target is None else _printable(str(target))
     line = (
-        f"{name} -> {target or 'standard output'}  {result.width}x{result.height} px, "
+        f"{name} -> {place}  {result.width}x{result.height} px, "
         f"{result.model} on {result.device}, {result.seconds:.1f} s"
     )
     if result.degraded:
@@ -207,58 +143,107 @@ def main(arguments: Sequence[str] | None = None) -> int:
             halo=parsed.halo,
             exact=parsed.exact,
             device=parsed.device,
-            format=parsed.format or _format_of(parsed.output),
+            format=parsed.format or _format_of(parsed.inputs, parsed.output),
             quality=parsed.quality,
             strip=parsed.strip,
             drop_gps=parsed.drop_gps,
             keep_size=parsed.keep_size,
         )
-        limits = Limits()
-        if parsed.max_megapixels is not None:
-            limits = Limits(input_pixels=int(parsed.max_megapixels * 1e6))
-        work = _plan(parsed, options)
-    except (core.OptionsError, _UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        limits = _limits(parsed.max_megapixels)
+        found = plan(
+            parsed.inputs,
+            parsed.output,
+            options,
+            recursive=parsed.recursive,
+            overwrite=parsed.overwrite or parsed.estimate,
+        )
+    except (core.OptionsError, UsageError, OSError, ValueError) as error:
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE
+    work = found.work
 
     code = EXIT_OK
     talk = sys.stderr if any(item.target is None for item in work) else sys.stdout
-    skipped = sum(item.skip for item in work)
-    for number, item in enumerate((item for item in work if not item.skip), start=1):
+    say = _Say(talk, parsed.json, parsed.quiet)
+    say.passed_over(found.passed_over)
+    done = sum(item.done for item in work)
+    for number, item in enumerate((item for item in work if not item.done), start=1):
         exact = "standard input" if item.source is None else str(item.source)
         name = _printable(exact)
         try:
             data = sys.stdin.buffer.read(limits.input_bytes + 1) if item.source is None else None
             if parsed.estimate:
-                found = _estimate(item, data, options, limits)
-                print(json.dumps({"input": exact, **found}) if parsed.json else _say_estimate(name, found), flush=True)
+                guess = _estimate(item, data, options, limits)
+                print(json.dumps({"input": exact, **guess}) if parsed.json else _say_estimate(name, guess), flush=True)
                 continue
-            label = name if len(work) == 1 else f"{number + skipped}/{len(work)} {name}"
+            label = name if len(work) == 1 else f"{number + done}/{len(work)} {name}"
             with _progress_bar(label, sys.stderr.isatty() and not parsed.quiet) as progress:
                 result = _make(item, data, options, limits, progress)
-            if parsed.json:
-                fields = {key: value for key, value in asdict(result).items() if key != "data"}
-                print(json.dumps({"input": exact, "output": str(item.target or "-"), **fields}), file=talk, flush=True)
-            elif not parsed.quiet:
-                print(_say_result(name, item.target, result), file=talk, flush=True)
+            say.result(exact, item.target, result)
         except core.UpscaleError as error:
             code = code or _exit_code(error)
-            if parsed.json:
-                failure = {"input": exact, "error": {"code": error.code, "message": str(error)}}
-                print(json.dumps(failure), file=talk, flush=True)
-            print(f"error: {name}: {error}", file=sys.stderr)
-    if skipped and not parsed.quiet and not parsed.json:
-        print(f"{skipped} already finished, skipped", file=talk)
+            say.failure(exact, error)
+    if done and not parsed.quiet and not parsed.json:
+        print(f"{done} already finished, skipped", file=talk)
     return code
 
 
-def _format_of(output: str | None) -> str | None:
-    """The format that an output file's name asks for."""
-    return suffix_format(Path(output).suffix) if output and output != "-" else None
+@dataclass(frozen=True)
+class _Say:
+    """What is reported, for people or for programs."""
+
+    talk: TextIO
+    json: bool
+    quiet: bool
+
+    def passed_over(self, paths: Sequence[tuple[Path, str]]) -> None:
+        """Files and folders that are no inputs: listed for programs, counted for people."""
+        if self.json:
+            for path, reason in paths:
+                print(json.dumps({"passed_over": str(path), "reason": reason}), file=self.talk, flush=True)
+        elif paths and not self.quiet:
+            print(f"{len(paths)} passed over ({', '.join(sorted({reason for _, reason in paths}))})", file=self.talk)
+
+    def result(self, name: str, target: Path | None, result: Result) -> None:
+        """A finished picture; that another model made it is said in any case."""
+        if self.json:
+            fields = {key: value for key, value in asdict(result).items() if key != "data"}
+            print(json.dumps({"input": name, "output": str(target or "-"), **fields}), file=self.talk, flush=True)
+        elif not self.quiet:
+            print(_say_result(_printable(name), target, result), file=self.talk, flush=True)
+        elif result.degraded:
+            print(f"{_printable(name)}: made with {result.model}, {result.reason}", file=sys.stderr)
+
+    def failure(self, name: str, error: core.UpscaleError) -> None:
+        """Why a picture could not be made."""
+        if self.json:
+            failure = {"input": name, "error": {"code": error.code, "message": str(error)}}
+            print(json.dumps(failure), file=self.talk, flush=True)
+        print(f"error: {_printable(name)}: {_printable(str(error))}", file=sys.stderr)
+
+
+def _limits(max_megapixels: float | None) -> Limits:
+    """The limits of a machine of one's own.
+
+    Raises:
+        OptionsError: not a number of megapixels.
+    """
+    if max_megapixels is None:
+        return Limits()
+    if not math.isfinite(max_megapixels) or max_megapixels <= 0:
+        raise core.OptionsError(f"--max-megapixels must be a number above 0, not {max_megapixels:g}")
+    return Limits(input_pixels=int(max_megapixels * 1e6))
+
+
+def _format_of(inputs: Sequence[str], output: str | None) -> str | None:
+    """The format that an output file's name asks for; a folder's name asks for none."""
+    if output in (None, "", "-") or len(inputs) > 1 or Path(inputs[0]).is_dir() or Path(str(output)).is_dir():
+        return None
+    return suffix_format(Path(str(output)).suffix)
 
 
 def _make(
-    item: _Work, data: bytes | None, options: Options, limits: Limits, progress: Callable[[int, int], None] | None
+    item: Work, data: bytes | None, options: Options, limits: Limits, progress: Callable[[int, int], None] | None
 ) -> Result:
     source = data if data is not None else str(item.source)
     if item.target is None:
@@ -273,16 +258,30 @@ def _make(
         item.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise core.OutputError(f"cannot make the folder {item.target.parent}: {error.strerror}") from error
-    return core.upscale(source, options, output=item.target, limits=limits, progress=progress)
+    record(item, options, finished=False)
+    result = core.upscale(source, options, output=item.target, limits=limits, progress=progress)
+    record(item, options, finished=True)
+    return result
+
+
+def _stop(*_: object) -> NoReturn:
+    raise _Stopped
 
 
 def run() -> NoReturn:
     """The console command: `main`, and one line instead of a stack trace whatever happens."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a file's name
+    signal.signal(signal.SIGTERM, _stop)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+    except _Stopped:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_CANNOT_WRITE)

@@ -32,10 +32,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {describe(error)}") from error
         return
-    part = path.with_name(f".{path.name[:180]}.{os.getpid()}-{threading.get_ident():x}.part")
+    # A name ends at 255 bytes, not characters.
+    start = os.fsdecode(os.fsencode(path.name)[:200])
+    part = path.with_name(f".{start}.{os.getpid()}-{threading.get_ident():x}.part")
     try:
         stream = part.open("wb")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OutputError(f"cannot write to {path.parent}: {describe(error)}") from error
     try:
         with stream:

@@ -65,6 +65,12 @@ def suffix_format(suffix: str) -> str | None:
     return name if name in FORMATS else None
 
 
+def named_format(name: str) -> str | None:
+    """The output format that people mean, or None: "PNG" is "png", "jpg" and ".JPG" are "jpeg"."""
+    lower = name.strip().lower()
+    return lower if lower in FORMATS else suffix_format("." + lower.removeprefix("."))
+
+
 def sniff(head: bytes) -> str | None:
     """The format that a file's first bytes name, one of `READ_FORMATS`, or None."""
     if head.startswith(b"\xff\xd8\xff"):

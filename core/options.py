@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from core.errors import OptionsError
-from core.formats import FORMATS, SUFFIXES, suffix_format
+from core.formats import FORMATS, SUFFIXES, named_format, suffix_format
 
 MAX_SCALE = 8.0
 #: Called with tiles done and tiles in all; it may raise `core.errors.Cancelled` to stop between two tiles.
@@ -28,7 +29,7 @@ class Options:
         halo: context in pixels around a tile's own part; None chooses (see `exact`).
         exact: halo of at least the model's receptive field, so that tiles equal the untiled result.
         device: "auto", "cpu" or "cuda".
-        format: one of `FORMATS`; None keeps the input's format.
+        format: one of `FORMATS`, or what people call it ("jpg", "PNG", ".tif"); None keeps the input's format.
         quality: 1 to 100 for JPEG, WebP and AVIF; None chooses by the input (see `core.codecs.encode`).
         strip: leave out everything but pixels and colour profile: EXIF, XMP, IPTC, resolution, texts.
         drop_gps: leave out where the picture was taken.
@@ -72,8 +73,11 @@ class Options:
             raise OptionsError("exact chooses the halo itself: give either exact or halo, not both")
         if self.device not in ("auto", "cpu", "cuda"):
             raise OptionsError(f"device must be auto, cpu or cuda, not {self.device!r}")
-        if self.format is not None and self.format not in FORMATS:
-            raise OptionsError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.format is not None:
+            known = named_format(self.format)
+            if known is None:
+                raise OptionsError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+            object.__setattr__(self, "format", known)
         if self.model is not None and not self.model.strip():
             raise OptionsError("model must be a name, a hub id or a directory, not an empty text")
 
@@ -106,18 +110,26 @@ class Options:
             return f"-x{self.scale or 2:g}"
         return f"-{self.width or ''}x{self.height or ''}"
 
-    def result_name(self, name: str, format: str | None) -> str:
+    def result_name(self, name: str, format: str | None, *, max_bytes: int = 255) -> str:
         """The name of a result: photo.jpg becomes photo-x2.jpg, or photo-x2.png when it is stored as a PNG.
 
         Args:
             name: of the input, without folders.
             format: of the result, one of `FORMATS`; None keeps the ending.
+            max_bytes: longest name in UTF-8; file systems of Linux and macOS end at 255. The part before the suffix is
+                shortened, never the suffix or the ending.
         """
         path = PurePath(name)
         ending = path.suffix
         if format is not None and suffix_format(ending) != format:
             ending = SUFFIXES[format]
-        return path.stem + self.name_suffix + ending
+        rest = self.name_suffix + ending
+        # Names of files may hold bytes that are no UTF-8: Python keeps them as lone surrogates.
+        room = max(1, max_bytes - len(os.fsencode(rest)))
+        stem = os.fsencode(path.stem)
+        if len(stem) > room:
+            return stem[:room].decode(errors="ignore") + rest
+        return path.stem + rest
 
     def factor(self, width: int, height: int) -> float:
         """How many times as large an oriented input of these sides becomes, along the side that grows more.

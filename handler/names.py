@@ -6,6 +6,9 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+#: Longest name in a key, in UTF-8 bytes.
+MAX_NAME = 200
+
 
 def file_name(raw: str, default: str = "image") -> str:
     """A name fit for a key and for saving: the last part of a path, no control characters, at most 200 UTF-8 bytes.
@@ -18,7 +21,7 @@ def file_name(raw: str, default: str = "image") -> str:
     path = PurePosixPath(name or default)
     suffix = path.suffix if len(path.suffix.encode()) <= 16 else ""
     stem = str(path)[: len(str(path)) - len(suffix)]
-    name = stem.encode()[: 200 - len(suffix.encode())].decode(errors="ignore") + suffix
+    name = stem.encode()[: MAX_NAME - len(suffix.encode())].decode(errors="ignore") + suffix
     return name.rstrip(". ")  # where it was cut, too
 
 

@@ -20,7 +20,7 @@ import core
 from core.formats import MEDIA_TYPES
 from handler import batch, jobs, options, remote_file, routing, s3_models, webhook
 from handler.jobs import Backend, Job, Progress, State, StoredFile
-from handler.names import file_name
+from handler.names import MAX_NAME, file_name
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError, Unavailable
 from handler.workspace import workspace
@@ -251,7 +251,7 @@ def _work(attempt: _Attempt) -> Job:
             log.info("job %s: %s", job.id, note)
 
         start = time.perf_counter()
-        name = file_name(chosen.result_name(job.input.name, made.format))
+        name = chosen.result_name(file_name(job.input.name), made.format, max_bytes=MAX_NAME)
         key = jobs.result_key(job, name)
         attempt.with_retries(lambda: storage.upload(output, key, made.media_type))
         result = StoredFile(

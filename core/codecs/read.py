@@ -7,11 +7,14 @@ package can carry.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 
 from core.codecs.base import Source
 from core.codecs.decode import open_source
+from core.errors import UnreadableImage, describe
 from core.formats import check_declared
 from core.limits import Limits
 from core.picture import Picture, Probe
@@ -71,7 +74,22 @@ def decode(source: Source, limits: Limits | None = None) -> Picture:
 
 
 def rewindable(source: Source, limits: Limits) -> Source:
-    """The same source, read into memory when it is a pipe: a header and then the pixels will be read from it."""
-    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or source.seekable():
+    """The same source, read into memory when it is a pipe: a header and then the pixels will be read from it.
+
+    Raises:
+        UnreadableImage: the pipe cannot be opened.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return source
-    return source.read(limits.input_bytes + 1)
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            mode = Path(source).stat().st_mode
+            if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)):
+                return source
+            with Path(source).open("rb") as stream:
+                return stream.read(limits.input_bytes + 1)
+        except FileNotFoundError:
+            return source  # the decoder says so, in the same words as for all other inputs
+        except (OSError, ValueError) as error:
+            raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
+    return source if source.seekable() else source.read(limits.input_bytes + 1)

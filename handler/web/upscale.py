@@ -20,7 +20,7 @@ import core
 from core.formats import FORMATS, MEDIA_TYPES
 from handler import jobs, logs, options, routing, s3_models
 from handler.jobs import Backend, Estimate, Job
-from handler.names import content_disposition, file_name
+from handler.names import MAX_NAME, content_disposition, file_name
 from handler.options import RequestOptions
 from handler.web.forms import merge_options, receive_form
 from handler.web.problems import documented
@@ -99,7 +99,7 @@ async def upscale(
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
         async with service.limiter.enter(plan.seconds):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
-    name = file_name(asked.result_name(name, made.format))
+    name = asked.result_name(name, made.format, max_bytes=MAX_NAME)
     headers = {
         "Content-Disposition": content_disposition(name),
         # A model from S3 ran as a directory of this machine; people know it by the name that they gave.

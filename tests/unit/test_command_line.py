@@ -74,7 +74,7 @@ def test_sizes_and_names(tmp_path: Path, options: list[str], name: str, size: tu
 def test_a_folder_then_resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder)]) == 0
     results = folder.with_name("photos-x2")
-    assert sorted(path.name for path in results.rglob("*.*")) == ["a-x2.png", "b-x2.jpg"]
+    assert sorted(path.name for path in results.rglob("[!.]*.*")) == ["a-x2.png", "b-x2.jpg"]
     capsys.readouterr()
     assert main([str(folder), "--recursive", "--json"]) == 0
     made = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
@@ -89,7 +89,7 @@ def test_results_inside_the_folder_are_not_taken_for_pictures(folder: Path) -> N
     out = folder / "out"
     for _ in range(2):
         assert main([str(folder), "--recursive", "-o", str(out)]) == 0
-    assert sorted(path.name for path in out.rglob("*.*")) == ["a-x2.png", "b-x2.jpg", "c-x2.png"]
+    assert sorted(path.name for path in out.rglob("[!.]*.*")) == ["a-x2.png", "b-x2.jpg", "c-x2.png"]
 
 
 def test_same_names_in_one_format_do_not_overwrite_each_other(tmp_path: Path) -> None:
