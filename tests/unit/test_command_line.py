@@ -98,7 +98,7 @@ def test_same_names_in_one_format_do_not_overwrite_each_other(tmp_path: Path) ->
     (root / "a.png").write_bytes(saved(corners(12, 20), "PNG"))
     (root / "a.jpg").write_bytes(saved(corners(8, 8), "JPEG"))
     assert main([str(root), "--format", "png"]) == 0
-    sizes = {path.name: size_of(path) for path in (tmp_path / "photos-x2").iterdir()}
+    sizes = {path.name: size_of(path) for path in (tmp_path / "photos-x2").glob("*.png")}
     assert sorted(sizes.values()) == [(16, 16), (40, 24)]
 
 
