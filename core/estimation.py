@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import models
-from core.engine import tiling
-from core.engine.plan import make_plan, operations
+from core.engine import load, onnx
+from core.engine.plan import lay_out, make_plan, operations
 from core.engine.rates import keep_rate, known_rate
 from core.models import ModelSpec
 from core.options import Estimate, Options
@@ -35,8 +35,8 @@ _ENCODING = {
     "bmp": ((1e-8, 4), (1e-8, 4)),
     "avif": ((170e-8, 45), (400e-8, 48)),
 }
-_BASE_MEMORY = 300e6  # interpreter, torch and a model, bytes
-_BANDS_BYTES = 140e6  # what a compact network has in work, whatever the picture
+_BASE_MEMORY = 140e6  # interpreter, codecs, ONNX Runtime and a model, bytes
+_TORCH_MEMORY = 160e6  # what PyTorch takes on top
 _HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
 
 
@@ -122,10 +122,10 @@ def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _
     spec = models.spec_of(chain[0])
     rate = known_rate(spec, device)
     if rate is None and measure:
-        from core.engine import load, run
+        from core.engine import run
 
         loaded = load.load_first(chain, load.pick_device(wish))
-        spec, device = (loaded.model.spec, loaded.model.device.type) if loaded.model else (models.LANCZOS, "cpu")
+        spec, device = (loaded.model.spec, loaded.model.device) if loaded.model else (models.LANCZOS, "cpu")
         rate = known_rate(spec, device)
         if rate is None and loaded.model:
             rate = run.measure_rate(loaded.model)
@@ -134,7 +134,7 @@ def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _
     if rate is None:
         rate = DEFAULT_RATES[spec.kind] * (_DEFAULT_CUDA if device == "cuda" else 1)
     if deep:  # computed in fp32
-        slowdown = _DEEP_SLOWDOWN if _multiplies_bf16(device) else 1
+        slowdown = _DEEP_SLOWDOWN if _multiplies_bf16(spec, device) else 1
         rate = known_rate(spec, device, deep=True) or rate / slowdown
     return _Speed(spec, device, rate, measured)
 
@@ -145,18 +145,22 @@ def _network_work(width: int, height: int, options: Options, speed: _Speed, laye
     out_size = options.output_size(width, height)
     wanted = options.factor(width, height)
     plan = make_plan(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-    tiles = [tile for row in tiling.tile_rows(height, width, plan.tile, plan.halo, spec.window) for tile in row]
+    at_once = load.tiles_at_once(spec, speed.device)
+    tiles = [tile for row in lay_out(spec, plan, height, width, at_once=at_once) for tile in row]
     regions = [tile.rows.size * tile.columns.size for tile in tiles]
     resampled = out_size != (width * plan.scale, height * plan.scale)
     strip = resampled * max(tile.rows.size for tile in tiles) * width * plan.scale**2 * 3 * 4  # bytes
-    bands = _BANDS_BYTES if spec.kind == "compact" else 0.0
-    largest = max(regions) * spec.tile_bytes * spec.scale ** (2 * (plan.passes - 1))
+    side_by_side = min(max(at_once, 1), len(tiles))
+    largest = side_by_side * max(regions) * spec.tile_bytes * spec.scale ** (2 * (plan.passes - 1))
     seconds = layers * sum(regions) * operations(spec, plan) / speed.rate
-    return _Work(seconds, layers * len(tiles), bands + 2 * strip + largest)
+    torch = 0.0 if at_once else _TORCH_MEMORY
+    return _Work(seconds, layers * len(tiles), torch + 2 * strip + largest)
 
 
-def _multiplies_bf16(device: str) -> bool:
+def _multiplies_bf16(spec: ModelSpec, device: str) -> bool:
     """Decide as `core.engine.load.pick_dtype` does, without torch."""
+    if load.runs_from_file(spec, device):
+        return onnx.multiplies_bf16()
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -167,7 +171,5 @@ def _multiplies_bf16(device: str) -> bool:
 def _device() -> str:
     """Find the device that "auto" stands for, without importing torch where it is not imported yet."""
     if "torch" not in sys.modules:
-        return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
-    from core.engine import load
-
-    return load.pick_device("auto").type
+        return "cuda" if load.may_have_card() else "cpu"
+    return load.pick_device("auto")

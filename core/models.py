@@ -18,6 +18,8 @@ from core.networks.swin2sr_config import Swin2SRConfig
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+#: The same network exported (`training.onnx_file`): beside the weights of the embedded models, for CPUs.
+ONNX_FILE = "model.onnx"
 
 Kind = Literal["compact", "swin2sr", "lanczos"]
 
@@ -76,8 +78,8 @@ def spec_from_config(name: str, source: str, config: CompactConfig | Swin2SRConf
     field, scale = config.receptive_field, config.scale
     if isinstance(config, CompactConfig):
         kind, halo, window = "compact", field, 1
-        # The network goes over a tile in bands, so that only picture and result are whole: large tiles cost little.
-        tile_bytes, tile = 12 + 24 * scale**2, 2048 // scale
+        # Fits to measurements of ONNX Runtime: a few layers' features, and the result with its limits.
+        tile_bytes, tile = 18 * config.width + 40 * scale**2, 2048 // scale
     else:
         kind, halo, window = "swin2sr", _SWIN2SR_HALO, config.window
         # Fits to measurements of five networks: activations, and the wide ones behind most upsamplers.

@@ -116,7 +116,7 @@ def _run(
     stream: BinaryIO,
     format: str,
 ) -> Result:
-    from core.engine import load  # torch is imported here, once a picture has been found to be one
+    from core.engine import load  # here, so that importing core stays cheap
 
     device = load.pick_device(options.device)
     chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
@@ -139,8 +139,8 @@ def _run(
         model=loaded.name,
         degraded=loaded.degraded,
         reason=loaded.reason,
-        device=str(loaded.model.device if loaded.model else "cpu"),
-        dtype=str(loaded.model.dtype).removeprefix("torch.") if loaded.model else "float32",
+        device=loaded.model.device if loaded.model else "cpu",
+        dtype=loaded.model.dtype if loaded.model else "float32",
         tiles=counter.tiles,
         seconds=time.perf_counter() - start,
         load_seconds=loaded.seconds,
@@ -196,13 +196,11 @@ def _pixels_at_most(header: Probe, options: Options, frames: int) -> int:
 
 def _precise(loaded: Loaded) -> Loaded:
     """The same model in fp32: bf16 has eight bits for a number, and a deep picture has more."""
-    import torch
-
     from core.engine import load
 
-    if loaded.model is None or loaded.model.dtype == torch.float32:
+    if loaded.model is None or loaded.model.dtype == "float32":
         return loaded
-    model, seconds = load.load(loaded.name, loaded.model.device, torch.float32)
+    model, seconds = load.load(loaded.name, loaded.model.device, "float32")
     return replace(loaded, model=model, seconds=loaded.seconds + seconds)
 
 

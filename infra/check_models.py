@@ -68,9 +68,9 @@ def difference(directory: Path) -> float:
     from transformers import Swin2SRForImageSuperResolution
 
     from core import models
-    from core.engine import load
+    from core.engine import pytorch
 
-    ours = load.build(models.spec_of(str(directory)), directory)
+    ours = pytorch.build(models.spec_of(str(directory)), directory)
     reference = Swin2SRForImageSuperResolution.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
     reference.eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():

@@ -33,6 +33,11 @@ def full_precision() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def give_back() -> None:
+    """Return what PyTorch keeps of a card's memory, after something did not fit."""
+    torch.cuda.empty_cache()
+
+
 def batch_size(height: int, width: int, scale: int, device: torch.device) -> int:
     """Choose how many regions to compute at once: enough to be fast, few enough to fit.
 

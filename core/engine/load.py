@@ -1,25 +1,29 @@
-"""Networks into memory: device and dtype, one warm model per process, and the walk down the fallback chain."""
+"""Networks into memory: device and dtype, one warm model per process, and the walk down the fallback chain.
+
+The embedded models run from their ONNX file on a CPU. PyTorch is imported for the others, and for a card, only.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from core import models
-from core.engine import allocator, batches
+from core.engine import onnx
+from core.engine.onnx import Network
+from core.engine.processors import granted_threads
 from core.errors import ModelError, OptionsError
 from core.models import ModelSpec
-from core.networks import onednn
-from core.networks.compact import Compact
-from core.networks.compact_config import CompactConfig
 
 _lock = threading.Lock()
-_warm: dict[tuple[str, str, torch.dtype], Model] = {}  # by name, device type and dtype
+_warm: dict[tuple[str, str, str], Model] = {}  # by name, device and dtype
+
+#: What to do where a model needs PyTorch and it is absent.
+INSTALL_TORCH = "it needs PyTorch, which is not installed: pip install 'serverless-upscaler[torch]'"
 
 
 @dataclass
@@ -28,18 +32,20 @@ class Model:
 
     Attributes:
         spec: its declared numbers.
-        net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), in evaluation mode.
-        device: where it runs.
-        dtype: what it computes in.
+        net: (1, 3, h, w) float32 in [0, 1] to (1, 3, scale * h, scale * w) float32, not clipped.
+        device: where it runs: "cpu" or "cuda".
+        dtype: what it computes in: "float32" or "bfloat16".
         side: largest side of a region, halo included, that may be tried, in pixels; lowered when one did not fit.
+        at_once: tiles to compute side by side, each on one thread; 0 where the network has threads of its own.
         notes: what had to be redone, one line each, newest last.
     """
 
     spec: ModelSpec
-    net: nn.Module
-    device: torch.device
-    dtype: torch.dtype
-    side: int
+    net: Network
+    device: str
+    dtype: str
+    side: int = 1 << 20
+    at_once: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,121 +68,120 @@ class Loaded:
     seconds: float
 
 
-def pick_device(wish: str) -> torch.device:
+def has_torch() -> bool:
+    """Whether PyTorch is installed, without importing it."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def pick_device(wish: str) -> str:
     """Choose where to compute.
 
     Args:
         wish: "cpu", "cuda", or "auto": CUDA where there is a usable card, else the CPU.
 
     Returns:
-        The device.
+        "cpu" or "cuda".
 
     Raises:
-        OptionsError: "cuda" was asked for and there is none.
+        OptionsError: "cuda" was asked for and there is none, or no PyTorch to use it.
     """
-    if wish == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    # PyTorch takes a second to import: it is asked only where there may be a card.
+    if wish == "cpu" or (wish == "auto" and not may_have_card()):
+        return "cpu"
+    if has_torch():
+        from core.engine import pytorch
+
+        if pytorch.has_card():
+            return "cuda"
     if wish == "cuda":
-        raise OptionsError("no CUDA device on this machine: use device auto or cpu")
-    return torch.device("cpu")
+        why = "no CUDA device on this machine" if has_torch() else f"CUDA cannot be used: {INSTALL_TORCH}"
+        raise OptionsError(f"{why}; or use device auto or cpu")
+    return "cpu"
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
+def may_have_card() -> bool:
+    """Whether there is PyTorch and a driver for CUDA; found out without either."""
+    places = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux in Windows
+    return has_torch() and (sys.platform == "win32" or any(Path(place).exists() for place in places))
+
+
+def runs_from_file(spec: ModelSpec, device: str) -> bool:
+    """Whether a model runs from an exported file there, and not in PyTorch."""
+    return device == "cpu" and (Path(spec.source) / models.ONNX_FILE).is_file()
+
+
+def tiles_at_once(spec: ModelSpec, device: str) -> int:
+    """How many tiles are computed side by side, each on one thread; 0 where the network has threads of its own."""
+    return granted_threads() if runs_from_file(spec, device) else 0
+
+
+def pick_dtype(spec: ModelSpec, device: str) -> str:
     """Choose what to compute in.
 
     Args:
-        device: where.
+        spec: the model.
+        device: "cpu" or "cuda".
 
     Returns:
-        bf16 where the hardware multiplies it natively, else fp32. Never fp16: Swin2SR overflows in it.
+        "bfloat16" where the hardware multiplies it natively, else "float32". Never fp16: Swin2SR overflows in it.
     """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if onednn.multiplies_bf16() else torch.float32
+    if runs_from_file(spec, device):
+        return "bfloat16" if onnx.multiplies_bf16() else "float32"
+    from core.engine import pytorch
+
+    return "bfloat16" if pytorch.multiplies_bf16(device) else "float32"
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    """Read tensors by name, in fp32.
-
-    Raises:
-        ModelError: the file is damaged.
-    """
-    file = next(directory / name for name in models.WEIGHT_FILES if (directory / name).is_file())
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
-        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    except Exception as error:  # safetensors, pickle and zip each raise their own on a damaged file
-        detail = str(error).strip().splitlines()
-        raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error
-
-
-def build(spec: ModelSpec, directory: Path) -> nn.Module:
-    """Make the network of a model directory.
+def open_network(spec: ModelSpec, device: str, dtype: str) -> Network:
+    """Load a model's network.
 
     Args:
-        spec: of the model, for messages.
-        directory: with config.json and weights, from `core.models.fetch`.
+        spec: the model.
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16".
 
     Returns:
-        The network in evaluation mode, in fp32 on the CPU, without gradients, channels_last.
+        The network, to be called by as many threads as `core.engine.processors.granted_threads`.
 
     Raises:
-        ModelError: the configuration or the weights are damaged, or do not belong together.
+        ModelError: it cannot be found, fetched or loaded, or needs PyTorch where that is absent.
     """
-    config = models.read_config(directory)
-    state = _read_weights(directory)
-    net: nn.Module
-    if isinstance(config, CompactConfig):
-        net = Compact(config)
-        try:
-            net.load_state_dict(state)
-        except RuntimeError as error:
-            raise ModelError(f"the weights in {directory} do not fit its config.json") from error
-    else:
-        from core.networks.swin2sr import Swin2SR
+    if runs_from_file(spec, device):
+        return onnx.open_network(Path(spec.source) / models.ONNX_FILE, spec.scale, dtype, granted_threads())
+    from core.engine import pytorch
 
-        net = swin = Swin2SR(config)
-        swin.load(state)
-    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
-        raise ModelError(f"the weights of {spec.name} hold NaN or infinity: the file is damaged")
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return pytorch.open_network(spec, models.fetch(spec), device, dtype)
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Model, float]:
+def load(name: str, device: str, dtype: str | None = None) -> tuple[Model, float]:
     """Give a model by name. It stays in memory and is shared by concurrent calls.
 
     The embedded models may all stay, of the large ones only the last that was asked for.
 
     Args:
         name: as for `core.models.spec_of`.
-        device: where it will run.
-        dtype: what it will compute in; None takes `pick_dtype`.
+        device: where it will run, "cpu" or "cuda".
+        dtype: what it will compute in, "float32" or "bfloat16"; None takes `pick_dtype`.
 
     Returns:
         The model, and the seconds that loading took: 0 when it was there.
 
     Raises:
-        ModelError: it cannot be found, fetched or loaded.
+        ModelError: it cannot be found, fetched or loaded, or needs PyTorch where that is absent.
     """
-    dtype = dtype or pick_dtype(device)
-    key = (name, device.type, dtype)
     with _lock:  # a second caller waits for the first one's load and then finds it warm
+        kept = _warm.get((name, device, dtype)) if dtype else None
+        if kept:
+            return kept, 0.0
+        start = time.perf_counter()
+        spec = models.spec_of(name)
+        if not runs_from_file(spec, device) and not has_torch():
+            raise ModelError(INSTALL_TORCH)
+        dtype = dtype or pick_dtype(spec, device)
+        key = (name, device, dtype)
         if key in _warm:
             return _warm[key], 0.0
-        start = time.perf_counter()
-        allocator.keep_freed()
-        spec = models.spec_of(name)
-        if device.type == "cuda":
-            batches.full_precision()
-        net = build(spec, models.fetch(spec)).to(device=device, dtype=dtype)
-        model = Model(spec, net, device, dtype, 1 << 20)
+        model = Model(spec, open_network(spec, device, dtype), device, dtype, at_once=tiles_at_once(spec, device))
         if spec.kind != "compact":  # the embedded ones are so small that they may stay side by side
             for other in [other for other, kept in _warm.items() if kept.spec.kind != "compact"]:
                 del _warm[other]  # running calls keep their own reference until they end
@@ -184,12 +189,12 @@ def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> t
         return model, time.perf_counter() - start
 
 
-def load_first(chain: tuple[str, ...], device: torch.device) -> Loaded:
+def load_first(chain: tuple[str, ...], device: str) -> Loaded:
     """Walk down a fallback chain until a model loads.
 
     Args:
         chain: names, from `core.models.fallback_chain`.
-        device: where the model will run.
+        device: where the model will run, "cpu" or "cuda".
 
     Returns:
         The first that loaded, with the reason of each failed step; Lanczos when nothing did.

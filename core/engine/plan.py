@@ -9,6 +9,8 @@ from core.engine import tiling
 from core.models import ModelSpec
 
 _SMALLEST_TILE = 64  # input pixels; below, most of the work is halo
+#: What a tile may take that is computed beside others: the larger, the less its halo costs.
+_REGION_BYTES = 92_000_000
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,13 @@ class UpscalePlan:
         passes: times the network is applied (2 makes a x2 network a x4).
         scale: of all passes together.
         halo: context in input pixels for all passes together.
-        tile: side of what is upscaled at once, halo not counted, in input pixels.
+        tile: side of what is upscaled at once, halo not counted, in input pixels; None leaves it to `lay_out`.
     """
 
     passes: int
     scale: int
     halo: int
-    tile: int
+    tile: int | None
 
 
 def make_plan(
@@ -37,7 +39,8 @@ def make_plan(
         spec: the model.
         wanted: factor of both sides; where it is larger than the model's, the network runs more than once.
         exact: take the whole receptive field as halo, so that tiles equal the untiled result.
-        tile: side of what is upscaled at once, halo not counted, in input pixels; None takes the model's.
+        tile: side of what is upscaled at once, halo not counted, in input pixels; None leaves it to
+            `lay_out`.
         halo: context of one pass, in its input pixels; None takes the model's, or what `exact` needs.
 
     Returns:
@@ -51,7 +54,32 @@ def make_plan(
     # Later passes see pixels that are smaller: their context costs less of the input.
     context = sum(halo / spec.scale**index for index in range(passes))
     context = tiling.round_up(math.ceil(context), spec.window)
-    return UpscalePlan(passes, scale, context, tile or max(spec.tile // spec.scale ** (passes - 1), _SMALLEST_TILE))
+    return UpscalePlan(passes, scale, context, tile)
+
+
+def lay_out(
+    spec: ModelSpec, plan: UpscalePlan, height: int, width: int, *, at_once: int, side: int = 1 << 20
+) -> list[list[tiling.Tile]]:
+    """Lay tiles over a picture.
+
+    Args:
+        spec: the model.
+        plan: from `make_plan` for this model.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        at_once: tiles that are computed side by side, each on one thread; 0 where each has all threads in turn.
+        side: largest side of a region, halo included, in pixels: what memory was found to suffice for.
+
+    Returns:
+        Rows of tiles from top to bottom, each row from left to right.
+    """
+    shrink = spec.scale ** (plan.passes - 1)  # the last pass sees a picture that is as many times as large
+    if plan.tile is None and at_once and side >= max(height, width):
+        smallest = tiling.region_side(_SMALLEST_TILE, plan.halo, spec.window) ** 2
+        largest = max(_REGION_BYTES // (spec.tile_bytes * shrink**2), smallest)
+        return tiling.cheapest_rows(height, width, largest, plan.halo, spec.window, at_once)
+    tile = plan.tile or max(spec.tile // shrink, _SMALLEST_TILE)
+    return tiling.tile_rows(height, width, min(tile, side - 2 * plan.halo), plan.halo, spec.window)
 
 
 def operations(spec: ModelSpec, plan: UpscalePlan) -> float:

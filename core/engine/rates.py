@@ -11,6 +11,7 @@ import os
 import platform
 from pathlib import Path
 
+from core.engine.processors import granted_threads
 from core.models import ModelSpec
 
 #: From this much on, a change is worth writing down.
@@ -81,5 +82,5 @@ def _cache_file() -> Path:
 
 def _key(spec: ModelSpec, device: str, deep: bool) -> str:
     precision = " fp32" if deep else ""
-    cpu = f"{platform.machine()} {platform.processor()} x{os.cpu_count()}"
+    cpu = f"{platform.machine()} {platform.processor()} x{granted_threads()}"
     return f"{cpu} {device} {spec.name} {spec.operations:.0f}{precision}"

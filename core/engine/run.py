@@ -7,16 +7,17 @@ ever pasted that this very tile did not compute (Real-ESRGAN #516 and #633 paste
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from core import models
-from core.engine import batches, tiling
-from core.engine.load import Model, build, pick_dtype
-from core.engine.plan import UpscalePlan, make_plan, operations
+from core.engine import tiling
+from core.engine.load import Model, open_network, pick_dtype
+from core.engine.onnx import Network
+from core.engine.plan import UpscalePlan, lay_out, make_plan, operations
 from core.engine.rates import learn_rate
 from core.errors import NonFiniteOutput, OutOfMemory
 from core.options import Progress
@@ -96,7 +97,7 @@ def measure_rate(model: Model) -> float:
         OutOfMemory: as `upscale_parts`.
     """
     side = 256 if model.spec.kind == "compact" else 64
-    if model.device.type == "cuda":
+    if model.device == "cuda":
         side = model.spec.tile
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     plan = make_plan(model.spec, model.spec.scale, exact=False, tile=side)
@@ -110,8 +111,7 @@ def measure_rate(model: Model) -> float:
 
 
 def _lay_out(model: Model, pixels: Pixels, plan: UpscalePlan) -> list[list[tiling.Tile]]:
-    height, width = pixels.shape[:2]
-    return tiling.tile_rows(height, width, min(plan.tile, model.side - 2 * plan.halo), plan.halo, model.spec.window)
+    return lay_out(model.spec, plan, *pixels.shape[:2], at_once=model.at_once, side=model.side)
 
 
 def _run(
@@ -135,37 +135,61 @@ def _run(
             progress(done, len(tiles))
     if computed >= _TELLING_PIXELS:
         rate = computed * operations(model.spec, plan) / busy
-        learn_rate(model.spec, model.device.type, rate, deep=pixels.dtype.itemsize > 1)
+        learn_rate(model.spec, model.device, rate, deep=pixels.dtype.itemsize > 1)
 
 
 def _infer_all(
     model: Model, pixels: Pixels, plan: UpscalePlan, tiles: list[tiling.Tile]
 ) -> Iterator[Iterable[TileResult]]:
-    """All tiles, each in parts; on a card in batches, and alone only what went wrong in its batch."""
-    if model.device.type != "cuda":
-        for tile in tiles:
-            yield _infer_parts(model, pixels, plan, tile)
-        return
-    yield from _infer_batches(model, pixels, plan, tiles)
-
-
-def _infer_batches(
-    model: Model, pixels: Pixels, plan: UpscalePlan, tiles: list[tiling.Tile]
-) -> Iterator[Iterable[TileResult]]:
-    """`_infer_all` in batches, on any device."""
-    net, dtype = model.net, model.dtype
-
-    def forward(x: Tensor) -> Tensor:
-        return _passes(net, x.to(dtype), plan)
-
-    regions = (_cut(pixels, tile) for tile in tiles)
-    batch = batches.batch_size(tiles[0].rows.size, tiles[0].columns.size, plan.scale, model.device)
-    results = batches.run(forward, regions, batch, model.device, _is_out_of_memory)
+    """All tiles, each in parts; several at once where that is faster, and alone only what went wrong there."""
+    if model.device == "cuda":
+        results = _in_batches(model, pixels, plan, tiles)
+    elif model.at_once > 1 and len(tiles) > 1:
+        results = _side_by_side(model, pixels, plan, tiles)
+    else:
+        results = (None for _ in tiles)
     for tile, values in zip(tiles, results, strict=True):
-        if values is None:
-            yield _infer_parts(model, pixels, plan, tile)
-        else:
-            yield [(tile, values[tiling.crop_halo(tile, plan.scale)])]
+        yield _infer_parts(model, pixels, plan, tile) if values is None else [(tile, values)]
+
+
+def _in_batches(model: Model, pixels: Pixels, plan: UpscalePlan, tiles: list[tiling.Tile]) -> Iterator[Rows | None]:
+    """The results of tiles in batches, in PyTorch on any device; None for those to be done alone."""
+    from core.engine import batches, pytorch
+
+    net = model.net
+    assert isinstance(net, pytorch.TorchNetwork)  # noqa: S101  # for mypy: only those run on a card
+    regions = (_cut(pixels, tile) for tile in tiles)
+    batch = batches.batch_size(tiles[0].rows.size, tiles[0].columns.size, plan.scale, net.device)
+    results = batches.run(lambda x: net.passes(x, plan.passes), regions, batch, net.device, _is_out_of_memory)
+    for tile, values in zip(tiles, results, strict=True):
+        yield None if values is None else values[tiling.crop_halo(tile, plan.scale)]
+
+
+def _side_by_side(model: Model, pixels: Pixels, plan: UpscalePlan, tiles: list[tiling.Tile]) -> Iterator[Rows | None]:
+    """The results of tiles on threads, each tile on one; None for those that did not fit beside the others."""
+
+    def attempt(tile: tiling.Tile) -> Rows | None:
+        if max(tile.rows.size, tile.columns.size) > model.side:  # one before it did not fit
+            return None
+        try:
+            return _infer(model, pixels, plan, tile)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None
+
+    started: deque[Future[Rows | None]] = deque()
+    rest = iter(tiles)
+    with ThreadPoolExecutor(model.at_once, "tile") as pool:
+        try:
+            for _ in tiles:
+                # One more than there are threads, so that none waits while the caller is busy with a result.
+                while len(started) <= model.at_once and (tile := next(rest, None)) is not None:
+                    started.append(pool.submit(attempt, tile))
+                yield started.popleft().result()
+        finally:  # the caller may have stopped early
+            for future in started:
+                future.cancel()
 
 
 def _infer_parts(model: Model, pixels: Pixels, plan: UpscalePlan, tile: tiling.Tile) -> Iterator[TileResult]:
@@ -192,17 +216,19 @@ def _infer_parts(model: Model, pixels: Pixels, plan: UpscalePlan, tile: tiling.T
 
 def _make_room(model: Model, side: int, smallest: int) -> None:
     """After a tile of this side did not fit: a smaller tile from now on, or the CPU."""
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
+    if model.device == "cuda":
+        from core.engine import batches
+
+        batches.give_back()
     if side > smallest:
         model.side = max(smallest, side * 3 // 4)
         model.notes.append(f"out of memory with a tile of {side} px, halo included; redone with {model.side} px")
-    elif model.device.type != "cpu":
-        model.device = torch.device("cpu")
+    elif model.device != "cpu":
         # fp32 stays: on a card that multiplies bf16 it was chosen for a picture of more than eight bits.
-        model.dtype = model.dtype if model.dtype == torch.float32 else pick_dtype(model.device)
+        dtype = model.dtype if model.dtype == "float32" else pick_dtype(model.spec, "cpu")
         # Read again, not moved: a batch on its way may still need the one on the card.
-        model.net = build(model.spec, models.fetch(model.spec)).to(model.dtype)
+        model.net = open_network(model.spec, "cpu", dtype)
+        model.device, model.dtype = "cpu", dtype
         model.notes.append("out of memory on the GPU with the smallest tile, went on on the CPU")
     else:
         raise OutOfMemory(f"not enough memory for a tile of {side} px: close other programs or use a smaller model")
@@ -211,22 +237,21 @@ def _make_room(model: Model, side: int, smallest: int) -> None:
 def _infer(model: Model, pixels: Pixels, plan: UpscalePlan, tile: tiling.Tile) -> Rows:
     """The owned part of a tile: (rows * scale, columns * scale, 3) float32 in [0, 1]."""
     cut = _cut(pixels, tile)  # (h, w, 1 or 3)
-    region = torch.from_numpy(np.divide(cut, np.iinfo(cut.dtype).max, dtype=np.float32))
-    region = region.permute(2, 0, 1).unsqueeze(0).expand(1, 3, -1, -1)  # (1, 3, h, w), channels_last in memory
-    values = _forward(model, model.net, region, plan, tile, model.dtype)
-    if not bool(values.isfinite().all()):
+    region = np.empty((1, 3, *cut.shape[:2]), np.float32)
+    np.divide(cut.transpose(2, 0, 1), np.iinfo(cut.dtype).max, out=region[0], dtype=np.float32)
+    owned = (0, slice(None), *tiling.crop_halo(tile, plan.scale))
+    values = _passes(model.net, region, plan)[owned]
+    if not np.isfinite(values).all():
         model.notes.append("a tile was not finite and was redone in fp32")
-        values = _forward(model, _in_fp32(model), region, plan, tile, torch.float32)
-        if not bool(values.isfinite().all()):
+        values = _passes(_in_fp32(model), region, plan)[owned]
+        if not np.isfinite(values).all():
             raise NonFiniteOutput(f"{model.spec.name} gave no finite values for a tile: its weights may be damaged")
-    return values.clamp(0, 1).permute(1, 2, 0).numpy()  # clipped only now: it would hide infinity
+    return np.clip(values, 0, 1).transpose(1, 2, 0)  # clipped only now: it would hide infinity
 
 
-def _in_fp32(model: Model) -> nn.Module:
+def _in_fp32(model: Model) -> Network:
     """The model's network in fp32: itself, or read again for a tile that lower precision could not do."""
-    if model.dtype == torch.float32:
-        return model.net
-    return build(model.spec, models.fetch(model.spec)).to(model.device)
+    return model.net if model.dtype == "float32" else open_network(model.spec, model.device, "float32")
 
 
 def _cut(pixels: Pixels, tile: tiling.Tile) -> Pixels:
@@ -241,27 +266,19 @@ def _cut(pixels: Pixels, tile: tiling.Tile) -> Pixels:
     return cut
 
 
-def _forward(
-    model: Model, net: nn.Module, x: Tensor, plan: UpscalePlan, tile: tiling.Tile, dtype: torch.dtype
-) -> Tensor:
-    """Run all passes on a region and cut out the owned part: (3, rows * scale, columns * scale) float32."""
-    with torch.inference_mode():
-        x = x.to(device=model.device, dtype=dtype, memory_format=torch.channels_last)
-        return _passes(net, x, plan)[0, :, *tiling.crop_halo(tile, plan.scale)].float().cpu()
-
-
-def _passes(net: nn.Module, x: Tensor, plan: UpscalePlan) -> Tensor:
-    """(n, 3, h, w) -> (n, 3, plan.scale * h, plan.scale * w)."""
+def _passes(net: Network, x: NDArray[np.float32], plan: UpscalePlan) -> NDArray[np.float32]:
+    """(1, 3, h, w) -> (1, 3, plan.scale * h, plan.scale * w)."""
     for index in range(plan.passes):
-        # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
-        x = net(x if index == 0 else (x + (x - x)).clamp(0, 1))
+        if index:
+            with np.errstate(invalid="ignore"):
+                # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
+                x = np.clip(x + (x - x), 0, 1)
+        x = net(x)
     return x
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
-    )
+    """By its text, where it is not a MemoryError: PyTorch, ONNX Runtime and OpenVINO have classes of their own."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate", "failed to allocate")
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, "bad_alloc", "bad allocation"))

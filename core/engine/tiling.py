@@ -11,7 +11,12 @@ that kernels, chosen by shape, are the same for each tile. The picture's own edg
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+#: What a tile costs beside its pixels, in pixels: threads are woken, kernels begin.
+_TILE_COST = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,12 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
     if size == need:
         return [Span(start, stop, low, size)]
     count = 1 + -(-(need - size) // (size - 2 * halo))
-    # Same number of regions, each only as large as that number needs.
-    size = round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
+    return _evenly(count, low, high, halo, window, start, stop)
+
+
+def _evenly(count: int, low: int, high: int, halo: int, window: int, start: int, stop: int) -> list[Span]:
+    """Cut [start, stop) into parts with regions of equal size in [low, high), each as large as that number needs."""
+    size = _even_size(count, high - low, halo, window)
     found = []
     own = start
     for index in range(count):
@@ -83,6 +92,54 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
         found.append(Span(own, end, origin, size))
         own = end
     return found
+
+
+def _even_size(count: int, need: int, halo: int, window: int) -> int:
+    return round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
+
+
+def cheapest_rows(height: int, width: int, largest: int, halo: int, window: int, at_once: int) -> list[list[Tile]]:
+    """Cut a whole picture into the tiles that take the least time.
+
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        largest: pixels of a region, at most.
+        halo: context around the owned part, pixels.
+        window: the model's grid, pixels.
+        at_once: how many tiles are computed side by side, each in a time that goes by its region's pixels.
+
+    Returns:
+        Rows of tiles from top to bottom, each row from left to right.
+    """
+    halo = round_up(halo, window)
+    high, wide = round_up(height, window), round_up(width, window)
+
+    def counts(need: int) -> Iterator[tuple[int, int]]:
+        """How many parts there may be, and how large their regions are then: fewer of the same size cost less."""
+        yield 1, need
+        last = need
+        for count in range(2, need):
+            size = _even_size(count, need, halo, window)
+            if size < last:
+                yield count, size
+                last = size
+            if size <= window + 2 * halo:
+                return
+
+    def cost(rows: tuple[int, int], columns: tuple[int, int]) -> int:
+        return -(-rows[0] * columns[0] // at_once) * (rows[1] * columns[1] + _TILE_COST)
+
+    best: tuple[int, int, int] | None = None
+    for rows in counts(high):
+        fitting = (columns for columns in counts(wide) if rows[1] * columns[1] <= largest)
+        for columns in itertools.islice(fitting, at_once + 1):
+            found = cost(rows, columns), rows[0], columns[0]
+            best = found if best is None else min(best, found)
+    if best is None:  # no region is that small: the smallest there are
+        return tile_rows(height, width, window, halo, window)
+    columns_of = _evenly(best[2], 0, wide, halo, window, 0, width)
+    return [[Tile(row, column) for column in columns_of] for row in _evenly(best[1], 0, high, halo, window, 0, height)]
 
 
 def tile_rows(height: int, width: int, tile: int, halo: int, window: int) -> list[list[Tile]]:

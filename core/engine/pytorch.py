@@ -1,0 +1,133 @@
+"""Networks in PyTorch: those that no exported file stands for, and all of them on a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from core import models
+from core.engine import allocator, batches
+from core.engine.processors import granted_threads
+from core.errors import ModelError
+from core.models import ModelSpec
+from core.networks import onednn
+from core.networks.compact_config import CompactConfig
+
+
+def has_card() -> bool:
+    """Whether there is a usable CUDA card."""
+    return torch.cuda.is_available()
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device, "cpu" or "cuda", multiplies bf16 natively."""
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else onednn.multiplies_bf16()
+
+
+class TorchNetwork:
+    """A module as a function of arrays.
+
+    Args:
+        module: (n, 3, h, w) to (n, 3, scale * h, scale * w), in evaluation mode.
+        device: where it is: "cpu" or "cuda".
+        dtype: of its weights: "float32" or "bfloat16".
+    """
+
+    def __init__(self, module: nn.Module, device: str, dtype: str) -> None:
+        self.module, self.device = module, torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), not clipped."""
+        with torch.inference_mode():
+            last = torch.from_numpy(x).to(self.device, self.dtype, memory_format=torch.channels_last)
+            made: NDArray[np.float32] = self.module(last).float().cpu().numpy()
+            return made
+
+    def passes(self, x: Tensor, count: int) -> Tensor:
+        """(n, 3, h, w) on the device -> (n, 3, scale ** count * h, scale ** count * w)."""
+        for index in range(count):
+            # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
+            x = self.module((x if index == 0 else (x + (x - x)).clamp(0, 1)).to(self.dtype))
+        return x
+
+
+def open_network(spec: ModelSpec, directory: Path, device: str, dtype: str) -> TorchNetwork:
+    """Load a model directory to where it will run.
+
+    Args:
+        spec: of the model, for messages.
+        directory: with config.json and weights, from `core.models.fetch`.
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16".
+
+    Returns:
+        The network.
+
+    Raises:
+        ModelError: the configuration or the weights are damaged, or do not belong together.
+    """
+    allocator.keep_freed()
+    if device == "cuda":
+        batches.full_precision()
+    else:
+        torch.set_num_threads(min(torch.get_num_threads(), granted_threads()))
+    return TorchNetwork(build(spec, directory).to(device=device, dtype=getattr(torch, dtype)), device, dtype)
+
+
+def build(spec: ModelSpec, directory: Path) -> nn.Module:
+    """Make the network of a model directory.
+
+    Args:
+        spec: of the model, for messages.
+        directory: with config.json and weights, from `core.models.fetch`.
+
+    Returns:
+        The network in evaluation mode, in fp32 on the CPU, without gradients, channels_last.
+
+    Raises:
+        ModelError: the configuration or the weights are damaged, or do not belong together.
+    """
+    config = models.read_config(directory)
+    state = _read_weights(directory)
+    net: nn.Module
+    if isinstance(config, CompactConfig):
+        from core.networks.compact import Compact
+
+        net = Compact(config)
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(f"the weights in {directory} do not fit its config.json") from error
+    else:
+        from core.networks.swin2sr import Swin2SR
+
+        net = swin = Swin2SR(config)
+        swin.load(state)
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
+        raise ModelError(f"the weights of {spec.name} hold NaN or infinity: the file is damaged")
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    """Read tensors by name, in fp32.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    file = next(directory / name for name in models.WEIGHT_FILES if (directory / name).is_file())
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
+        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    except Exception as error:  # safetensors, pickle and zip each raise their own on a damaged file
+        detail = str(error).strip().splitlines()
+        raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error
