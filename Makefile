@@ -89,9 +89,9 @@ quality: $(VENV)/.dev ## PSNR and SSIM on SETS=folder with Set5, Set14, Kodak24;
 	@mkdir -p build
 	$(BIN)/python -m bench.quality --sets "$(SETS)" --sheet build/quality.png
 
-train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folder for HOURS=0.1, from START=, with TEACHER=, into runs/
-	$(BIN)/python -m training.train $(MODEL) --data "$(DATA)" --run runs/$(MODEL) --hours $(HOURS) \
-	  --export runs/$(MODEL)/export $(if $(START),--start "$(START)") $(if $(TEACHER),--teacher "$(TEACHER)")
+train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folders for HOURS=0.1, from START=, with TEACHER=, into runs/
+	$(BIN)/python -m training.train $(MODEL) --data $(DATA) --run runs/$(MODEL) --hours $(HOURS) \
+	  $(if $(START),--start "$(START)") $(if $(TEACHER),--teacher "$(TEACHER)")
 
 fuzz: $(VENV)/.dev ## ten minutes of coverage-guided fuzzing of the decoders
 	$(PIP) -e '.[fuzz]'

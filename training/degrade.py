@@ -33,8 +33,41 @@ def _kernels(scale: int) -> Tensor:
     return kernels / kernels.sum(1, keepdim=True)
 
 
+def _reduced(large: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by its own kernel, of (n, taps), along both axes."""
+    count = len(large)
+    weight = kernels.repeat_interleave(3, 0)  # (3 n, taps)
+    pad = (kernels.shape[1] - scale) // 2
+    x = F.pad(large.reshape(1, 3 * count, *large.shape[2:]), (pad, pad, pad, pad), mode="reflect")
+    x = F.conv2d(x, weight[:, None, :, None], stride=(scale, 1), groups=3 * count)
+    x = F.conv2d(x, weight[:, None, None, :], stride=(1, scale), groups=3 * count)
+    return x.view(count, 3, *x.shape[2:])
+
+
+class Bicubic:
+    """Clean inputs: MATLAB's antialiased bicubic, in whole grey levels."""
+
+    margin = 8  # input pixels drawn beyond a patch, where the edge is felt
+
+    def __init__(self, scale: int, device: torch.device) -> None:
+        self.scale, self.kernel = scale, _kernels(scale)[0].to(device)
+
+    def __call__(self, large: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets, `margin` too large, to an input and its target.
+
+        Args:
+            large: (n, 3 or more, scale * (size + margin), ...) in [0, 1]; of more than three channels the first count.
+        """
+        edge, s = self.margin // 2, self.scale
+        small = _reduced(large[:, :3], self.kernel[None].expand(len(large), -1), s)
+        small = (small.clamp(0, 1) * 255).round() / 255
+        return small[..., edge:-edge, edge:-edge], large[..., s * edge : -s * edge, s * edge : -s * edge]
+
+
 class Degrade:
     """Makes inputs out of targets."""
+
+    margin = MARGIN
 
     def __init__(self, scale: int, device: torch.device) -> None:
         self.scale = scale
@@ -46,15 +79,16 @@ class Degrade:
         dct[0] /= math.sqrt(2)
         self.dct = dct.float().to(device)
 
-    def __call__(self, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of a clean input and its target, MARGIN too large, to a degraded input and its target.
+    def __call__(self, large: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets, MARGIN too large, to a degraded input and its target.
 
         Args:
-            small: (n, 3, size + MARGIN, size + MARGIN) in [0, 1]; the sides are multiples of 16.
-            large: (n, 3, scale * (size + MARGIN), ...).
+            large: (n, 3, scale * (size + MARGIN), ...) in [0, 1]; size + MARGIN is a multiple of 16.
         """
-        count, device = len(small), small.device
+        count, device = len(large), large.device
         chance = torch.rand(6, count, device=device)
+        small = self.reduced(large, torch.zeros(count, device=device), torch.ones(count, device=device))
+        small = (small.clamp(0, 1) * 255).round() / 255
         other = self.reduced(large, chance[0], chance[1])
         noise = torch.randn_like(small) * (chance[2] * 4 / 255).view(-1, 1, 1, 1)
         other = torch.where((chance[3] < NOISY).view(-1, 1, 1, 1), other + noise, other)
@@ -80,12 +114,7 @@ class Degrade:
         gauss = torch.exp(-(taps[None, :] ** 2) / (2 * sigma[:, None] ** 2))
         gauss = gauss / gauss.sum(1, keepdim=True)  # (n, 13)
         both = F.conv1d(F.pad(kernel[None], (12, 12)), gauss.flip(1)[:, None], groups=count)[0]  # (n, taps + 12)
-        weight = both.repeat_interleave(3, 0)  # (3 n, taps + 12)
-        pad = (both.shape[1] - s) // 2
-        x = F.pad(large.reshape(1, 3 * count, *large.shape[2:]), (pad, pad, pad, pad), mode="reflect")
-        x = F.conv2d(x, weight[:, None, :, None], stride=(s, 1), groups=3 * count)
-        x = F.conv2d(x, weight[:, None, None, :], stride=(1, s), groups=3 * count)
-        return x.view(count, 3, *x.shape[2:])
+        return _reduced(large, both, s)
 
     def jpeg(self, x: Tensor, quality: Tensor | None = None, halved: Tensor | None = None) -> Tensor:
         """Compress and read again.
