@@ -65,12 +65,19 @@ class Bicubic:
 
 
 class Degrade:
-    """Makes inputs out of targets."""
+    """Inputs as phones and the web make them.
+
+    Args:
+        scale: of the model.
+        device: where targets are.
+        wide: for models that draw detail: twice the blur, thrice the noise, JPEG from quality 30.
+    """
 
     margin = MARGIN
 
-    def __init__(self, scale: int, device: torch.device) -> None:
+    def __init__(self, scale: int, device: torch.device, wide: bool = False) -> None:
         self.scale = scale
+        self.blur, self.noise, self.worst = (0.8, 12.0, 30) if wide else (0.4, 4.0, 40)
         self.kernels = _kernels(scale).to(device)
         tables = [torch.tensor([float(value) for value in text.split()]).view(8, 8) for text in (_LUMA, _CHROMA)]
         self.tables = torch.stack([tables[0], tables[1], tables[1]]).to(device)  # (3, 8, 8)
@@ -90,7 +97,7 @@ class Degrade:
         small = self.reduced(large, torch.zeros(count, device=device), torch.ones(count, device=device))
         small = (small.clamp(0, 1) * 255).round() / 255
         other = self.reduced(large, chance[0], chance[1])
-        noise = torch.randn_like(small) * (chance[2] * 4 / 255).view(-1, 1, 1, 1)
+        noise = torch.randn_like(small) * (chance[2] * self.noise / 255).view(-1, 1, 1, 1)
         other = torch.where((chance[3] < NOISY).view(-1, 1, 1, 1), other + noise, other)
         other = (other.clamp(0, 1) * 255).round() / 255
         # Half of what is compressed comes from the down-scaling of the clean inputs.
@@ -109,7 +116,7 @@ class Degrade:
         """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by a kernel and a blur of its own; both (n,) in [0, 1)."""
         count, s = len(large), self.scale
         kernel = self.kernels[(kind * len(self.kernels)).long()]  # (n, taps)
-        sigma = torch.where(blur < BLURRED, 0.2 + blur / BLURRED * s * 0.4, torch.full_like(blur, 1e-3))
+        sigma = torch.where(blur < BLURRED, 0.2 + blur / BLURRED * s * self.blur, torch.full_like(blur, 1e-3))
         taps = torch.arange(-6, 7, device=large.device)
         gauss = torch.exp(-(taps[None, :] ** 2) / (2 * sigma[:, None] ** 2))
         gauss = gauss / gauss.sum(1, keepdim=True)  # (n, 13)
@@ -121,12 +128,12 @@ class Degrade:
 
         Args:
             x: (n, 3, h, w) in [0, 1], sides multiples of 16.
-            quality: (n,) as libjpeg counts it; 40 to 95 at random when None.
+            quality: (n,) as libjpeg counts it; at random up to 95 when None.
             halved: (n,) bool, chroma at half size (4:2:0); at random when None.
         """
         count, device = len(x), x.device
         if quality is None:
-            quality = torch.randint(40, 96, (count,), device=device)
+            quality = torch.randint(self.worst, 96, (count,), device=device)
         if halved is None:
             halved = torch.rand(count, device=device) < HALVED_CHROMA
         percent = torch.where(quality < 50, 5000 // quality.clamp(min=1), 200 - 2 * quality).view(-1, 1, 1, 1)

@@ -97,6 +97,14 @@ class Pixels:
             first += height * width
 
 
+def detail(photo: Tensor) -> Tensor:
+    """Mean absolute Laplacian of (h, w, 3) uint8, halved: (rows, columns), of windows GRID pixels apart."""
+    grey = F.avg_pool2d(photo.permute(2, 0, 1)[None].float().mean(1, keepdim=True), 2)
+    kernel = grey.new_tensor([[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
+    edges = F.pad(F.conv2d(grey, kernel[None, None]).abs(), (1, 1, 1, 1))
+    return F.avg_pool2d(edges, WINDOW // 2, GRID // 2)[0, 0] + 0.5
+
+
 def decode(folders: Sequence[Path], cache: Path) -> Pixels:
     """The photos to train on, decoded once: a second call with the same files reads the cache.
 
@@ -114,8 +122,8 @@ def decode(folders: Sequence[Path], cache: Path) -> Pixels:
         torch.cat([torch.from_numpy(photo).flatten(0, 1) for photo in decoded], out=values)
         cache.mkdir(parents=True, exist_ok=True)
         shapes = torch.tensor([photo.shape[:2] for photo in decoded])
-        detail = [_detail(torch.from_numpy(photo)) for photo in decoded]
-        torch.save({"values": values, "shapes": shapes, "detail": detail}, file.with_suffix(".part"))
+        details = [detail(torch.from_numpy(photo)) for photo in decoded]
+        torch.save({"values": values, "shapes": shapes, "detail": details}, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     kept = torch.load(file, weights_only=True, mmap=True)
     return Pixels(**kept)
@@ -148,14 +156,14 @@ class Patches:
         counts = self.shapes.prod(1)
         self.first = counts.cumsum(0) - counts
         places, weights = [], []
-        for index, detail in enumerate(pixels.detail):
+        for index, found in enumerate(pixels.detail):
             if int(pixels.shapes[index].min()) < largest:
                 continue
-            steps = [torch.arange(count) * GRID + WINDOW // 2 for count in detail.shape]
+            steps = [torch.arange(count) * GRID + WINDOW // 2 for count in found.shape]
             rows, columns = torch.meshgrid(*steps, indexing="ij")
             places.append(torch.stack([torch.full_like(rows, index), rows, columns], -1).flatten(0, 1))
             # A photo counts by the root of the detail in it: a large one does not outweigh twenty small ones.
-            weights.append((detail / detail.sum().sqrt()).flatten())
+            weights.append((found / found.sum().sqrt()).flatten())
         self.places = torch.cat(places).to(device)  # (places, 3): photo, row, column
         self.cumulative = torch.cat(weights).double().cumsum(0).to(device)
 
@@ -192,11 +200,3 @@ class Patches:
             made[: strips.shape[0], : strips.shape[1]] = torch.from_numpy(strips * 255).round().byte()
             taught.append(made.flatten(0, 1))
         self.values = torch.cat([self.values, torch.cat(taught).to(self.device)], 1)  # (all, 6)
-
-
-def _detail(photo: Tensor) -> Tensor:
-    """Mean absolute Laplacian of (h, w, 3) uint8, halved: (rows, columns), of windows GRID pixels apart."""
-    grey = F.avg_pool2d(photo.permute(2, 0, 1)[None].float().mean(1, keepdim=True), 2)
-    kernel = grey.new_tensor([[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
-    edges = F.pad(F.conv2d(grey, kernel[None, None]).abs(), (1, 1, 1, 1))
-    return F.avg_pool2d(edges, WINDOW // 2, GRID // 2)[0, 0] + 0.5

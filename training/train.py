@@ -1,7 +1,8 @@
 """Train an embedded model: python -m training.train compact-x2 --data PHOTOS --run runs/compact-x2 --hours 0.25
 
 Resumable: started again with the same --run, it goes on from the last checkpoint, and the schedule follows the time
-trained, not the steps, so that a slower or a shared machine still ends with a finished schedule.
+trained (on a CPU that of the processor), not the steps, so that a slower or a shared machine still ends with a finished
+schedule.
 
 The recipe. Inputs are made of photos with MATLAB-style antialiased bicubic (compact-*), or as phones and the web make
 them (photo-*, see `training.degrade`). Patches are drawn in proportion to their mean absolute Laplacian: sky and blur
@@ -20,8 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
@@ -85,13 +88,7 @@ class Training:
         small, large = self.inputs(self.patches.draw(phase.count, (phase.size + self.inputs.margin) * scale, scale))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             made = self.net(small.contiguous(memory_format=torch.channels_last))
-        target, *teacher = torch.split(large, 3, 1)  # (count, 3, scale * size, scale * size)
-        difference = made.float() - target
-        loss = difference.abs().mean()
-        if teacher:
-            loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * (made.float() - teacher[0]).abs().mean()
-        if phase.fourier:
-            loss = loss + FOURIER_WEIGHT * torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
+        loss = self.loss(made.float(), large, phase)
         parameters = list(self.net.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient.float()
@@ -100,6 +97,17 @@ class Training:
             self.adam.step(self.rates["adam"])
             self.average.lerp_(torch.cat([weight.flatten() for weight in parameters]), self.rates["average"])
             self.rates["loss"].lerp_(loss, 0.01)
+
+    def loss(self, made: Tensor, large: Tensor, phase: Phase) -> Tensor:
+        """What a result is worth: (count, 3, side, side) beside its target, in (count, 3 or 6, side, side)."""
+        target, *teacher = torch.split(large, 3, 1)  # (count, 3, side, side)
+        difference = made - target
+        loss = difference.abs().mean()
+        if teacher:
+            loss = (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * (made - teacher[0]).abs().mean()
+        if phase.fourier:
+            loss = loss + FOURIER_WEIGHT * torch.view_as_real(torch.fft.rfft2(difference)).abs().mean()
+        return loss
 
     def recorded(self, phase: Phase) -> Callable[[], None]:
         """A step of this phase as something to call; on CUDA a recording of it."""
@@ -146,14 +154,18 @@ class Training:
             "best": self.best,
         }
 
-    def resume(self, file: Path) -> None:
-        """Go on from a checkpoint."""
-        kept = torch.load(file, map_location=self.device, weights_only=True)
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
         self.net.load_state_dict(kept["net"])
         self.average.copy_(kept["average"])
         for ours, theirs in zip(self.muon.state + self.adam.state, kept["muon"] + kept["adam"], strict=True):
             ours.copy_(theirs)
         self.steps, self.seconds, self.best = kept["steps"], kept["seconds"], kept["best"]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds; on a CPU those that this process ran, so that one which waits for others finishes its schedule, too."""
+    return time.process_time() / torch.get_num_threads() if device.type == "cpu" else time.monotonic()
 
 
 def train(training: Training, phases: tuple[Phase, ...], seconds: float, selection: Selection, run: Path) -> Path:
@@ -172,7 +184,7 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
     run.mkdir(parents=True, exist_ok=True)
     checkpoint = run / "checkpoint.pt"
     if checkpoint.is_file():
-        training.resume(checkpoint)
+        training.restore(torch.load(checkpoint, map_location=training.device, weights_only=True))
 
     def keep() -> None:
         part = checkpoint.with_suffix(".part")
@@ -192,7 +204,7 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
         )
 
     keep()
-    last = kept = time.monotonic()
+    last = kept = clock(training.device)
     for phase in phases:
         if training.seconds >= phase.until * seconds:
             continue
@@ -205,12 +217,12 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
                 training.steps += 1
             if training.device.type == "cuda":
                 torch.cuda.synchronize()
-            now = time.monotonic()
-            training.seconds += min(now - last, 60.0)  # a machine that slept, or a paused process, did not train
+            now = clock(training.device)
+            training.seconds += min(now - last, 60.0)  # a machine that slept did not train
             last = now
             if now - kept > training.keep_every:
                 keep()
-                last = kept = time.monotonic()
+                last = kept = clock(training.device)
     keep()
     return run / "best"
 

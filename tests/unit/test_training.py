@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +24,13 @@ from core.networks.compact_config import CompactConfig
 from training import train
 from training.degrade import Bicubic, Degrade
 from training.optimisers import orthogonalised
+from training.pack import MEBIBYTE, pack
 from training.photos import Patches, Pixels, copies, decode, held_back, is_held_back, reduce
 from training.selection import Selection
 from training.weights import average, build, export
 
 CPU = torch.device("cpu")
+SPLIT_NAME = next(name for name in (f"{index}.png" for index in range(99)) if is_held_back(Path(name)))
 
 
 def photo(height: int, width: int, seed: int = 0) -> Tensor:
@@ -242,3 +249,85 @@ def test_decoded_photos_are_read_again(folder: Path, decoded: Pixels) -> None:
 def test_no_photos_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no photos"):
         decode([tmp_path], tmp_path)
+
+
+def test_wide_degradations_are_wider(decoded: Pixels) -> None:
+    torch.manual_seed(0)
+    patches = Patches(decoded, CPU, 320)
+
+    def error(inputs: Degrade) -> float:
+        small, large = inputs(patches.draw(32, 320, 4))
+        return float((small - torch.nn.functional.avg_pool2d(large, 4)).square().mean())
+
+    assert error(Degrade(4, CPU, wide=True)) > 1.3 * error(Degrade(4, CPU))
+
+
+def test_detail_draws_on_features_and_a_discriminator(decoded: Pixels) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install -e '.[training]' brings it")
+    from training.detail import DetailTraining
+
+    torch.manual_seed(0)
+    inputs = Degrade(2, CPU, wide=True)
+    patches = Patches(decoded, CPU, 160)
+    training = DetailTraining(build(CompactConfig(width=16, blocks=2), None, CPU), patches, inputs)
+    training.set_rates(0.5)
+    before = copy.deepcopy(training.state())
+    for _ in range(2):
+        training.step(train.Phase(1.0, 2, 48, False))
+    assert not torch.equal(training.average, before["average"])
+    one = training.discriminator(torch.zeros(1, 3, 32, 32))
+    training.restore(before)
+    other = training.discriminator(torch.zeros(1, 3, 32, 32))
+    assert one.shape == (1, 1, 4, 4)
+    assert not torch.equal(one, other), "the discriminator learns, and a checkpoint keeps it"
+    target = torch.rand(1, 3, 64, 64)
+    near, far = (target + noise * torch.randn_like(target) for noise in (0.02, 0.2))
+    assert training.features.distance(near, target) < training.features.distance(far, target)
+
+
+def test_a_pack_has_the_most_detailed_parts_in_its_size(tmp_path: Path) -> None:
+    flat = torch.full((480, 900, 3), 128, dtype=torch.uint8)
+    flat[:, 450:] = photo(480, 450)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (SPLIT_NAME, "x.png", "y.png"):
+        Image.fromarray(flat.numpy()).save(folder / name)
+    assert pack([folder], tmp_path / "pack.zip", 4.0) == 3
+    with zipfile.ZipFile(tmp_path / "pack.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    unpacked = decode([tmp_path / "unpacked"], tmp_path / "cache")
+    assert [tuple(shape) for shape in unpacked.shapes.tolist()] == [(448, 448)] * 2
+    for kept in unpacked.photos():
+        assert float((kept.float() - 128).abs().mean((0, 2)).min()) > 5, "no column is of the flat half"
+    assert len(held_back([tmp_path / "unpacked"])) == 1
+    size = (tmp_path / "pack.zip").stat().st_size / MEBIBYTE
+    assert pack([folder], tmp_path / "pack.zip", size - 0.01) == 2
+    assert (tmp_path / "pack.zip").stat().st_size / MEBIBYTE <= size - 0.01
+
+
+def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
+    """The script and the order of its stages, on whatever this machine has; figures come from a card only."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, name in enumerate([SPLIT_NAME, "x.png", "y.png"]):
+        Image.fromarray(photo(256, 256, index).numpy()).save(folder / name)
+    pack([folder], tmp_path / "pack.zip", 2.0)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [root / "training" / "on_a_gpu.sh", "0.25", tmp_path / "pack.zip", tmp_path / "out"],
+        env={**os.environ, "PYTHON": sys.executable, "TINY": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) <= 8
+    assert all(file.stat().st_size <= 16 * MEBIBYTE for file in files)
+    for name in ("compact-x2", "compact-x4", "compact-x3", "photo-x2", "photo-x4"):
+        assert report[name]["steps"] > 0, report[name]
+        assert report[name]["split, dB"]
+        made = load_file(tmp_path / "out" / f"{name}.safetensors")
+        assert {key: value.shape for key, value in made.items()} == {
+            key: value.shape for key, value in load_file(WEIGHTS / name / "model.safetensors").items()
+        }
+    detail = report["detail-x4"]
+    assert "ModuleNotFoundError" in detail if isinstance(detail, str) else detail["steps"] > 0
