@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from core.atomic import atomic_file
 from training.photos import GRID, WINDOW, copies, detail, is_held_back, listed
 
 SIDE = 448  # pixels at most, of what is kept of a copy
@@ -48,8 +49,8 @@ def pack(folders: list[Path], to: Path, mebibytes: float, quality: int = 92) -> 
     """
     paths = listed(folders)
     turns = [(turn, index) for index, path in enumerate(paths) for turn in range(1 if is_held_back(path) else 3)]
-    room, count, part = int(mebibytes * MEBIBYTE), 0, to.with_suffix(".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    room, count = int(mebibytes * MEBIBYTE), 0
+    with atomic_file(to) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for turn, index in sorted(turns, key=lambda item: (not is_held_back(paths[item[1]]), item)):
             split = is_held_back(paths[index])
             picture = next(islice(windows(paths[index], 384 if split else SIDE), turn, None), None)
@@ -66,7 +67,6 @@ def pack(folders: list[Path], to: Path, mebibytes: float, quality: int = 92) -> 
                 break
             archive.writestr(name, stream.getvalue())
             count += 1
-    part.replace(to)
     return count
 
 

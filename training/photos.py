@@ -21,7 +21,10 @@ from torch import Tensor
 
 from bench.metrics import bicubic
 from core import models
-from core.engine import run as engine
+from core.atomic import atomic_file
+from core.engine.load import load
+from core.engine.plan import make_plan
+from core.engine.run import upscale_strips
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 LARGE_JPEG = 2_000_000  # pixels; a JPEG of more comes from a camera, and its compression shows at full size
@@ -123,8 +126,8 @@ def decode(folders: Sequence[Path], cache: Path) -> Pixels:
         cache.mkdir(parents=True, exist_ok=True)
         shapes = torch.tensor([photo.shape[:2] for photo in decoded])
         details = [detail(torch.from_numpy(photo)) for photo in decoded]
-        torch.save({"values": values, "shapes": shapes, "detail": details}, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        with atomic_file(file) as stream:
+            torch.save({"values": values, "shapes": shapes, "detail": details}, stream)
     kept = torch.load(file, weights_only=True, mmap=True)
     return Pixels(**kept)
 
@@ -192,11 +195,11 @@ class Patches:
         Learning from another network is Hinton et al. 2015, arXiv:1503.02531.
         """
         spec = models.spec_of(str(directory))
-        model, _ = engine.load(str(directory), self.device)
-        job, scale, taught = models.make_job(spec, spec.scale, exact=False), spec.scale, []
+        model, _ = load(str(directory), self.device)
+        plan, scale, taught = make_plan(spec, spec.scale, exact=False), spec.scale, []
         for photo in Pixels(self.values.cpu(), self.shapes.cpu(), []).photos():
             made, small = photo.clone(), reduce(photo, scale)
-            strips = np.concatenate(list(engine.upscale_strips(model, small.numpy(), job)))  # (h, w, 3) in [0, 1]
+            strips = np.concatenate(list(upscale_strips(model, small.numpy(), plan)))  # (h, w, 3) in [0, 1]
             made[: strips.shape[0], : strips.shape[1]] = torch.from_numpy(strips * 255).round().byte()
             taught.append(made.flatten(0, 1))
         self.values = torch.cat([self.values, torch.cat(taught).to(self.device)], 1)  # (all, 6)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.atomic import atomic_file
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
 from training.degrade import Bicubic, Degrade
@@ -187,9 +188,8 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
         training.restore(torch.load(checkpoint, map_location=training.device, weights_only=True))
 
     def keep() -> None:
-        part = checkpoint.with_suffix(".part")
-        torch.save(training.state(), part)
-        part.replace(checkpoint)
+        with atomic_file(checkpoint) as stream:
+            torch.save(training.state(), stream)
         averaged = training.averaged()
         export(averaged, run / "last")
         figure = selection.score(averaged, training.device)

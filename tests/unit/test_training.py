@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.metrics import bicubic
-from core.models import WEIGHTS, make_job, spec_of
+from core.engine.plan import make_plan
+from core.models import WEIGHTS, spec_of
 from core.networks.compact_config import CompactConfig
 from training import train
 from training.degrade import Bicubic, Degrade
@@ -160,7 +161,7 @@ def test_training_resumes_and_keeps_the_best(decoded: Pixels, tmp_path: Path) ->
     assert again.best >= before, "what it began from is a candidate, too"
     # And it is a model that the product takes.
     spec = spec_of(str(best))
-    assert make_job(spec, 2, exact=False, tile=None, halo=None).scale == 2
+    assert make_plan(spec, 2, exact=False, tile=None, halo=None).scale == 2
 
 
 def test_weights_of_another_scale_are_a_start(folder: Path, tmp_path: Path) -> None:
