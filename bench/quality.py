@@ -125,25 +125,32 @@ def looks(run: Upscaler, folder: Path, scale: int, quality: int | None) -> tuple
     return psnr, visible, natural, seconds / size * 1e6
 
 
-def crops(folder: Path, scale: int, side: int, count: int) -> Iterator[tuple[Tensor, int, int]]:
-    """The truth, and row and column of the most detailed place, in `count` pictures of a folder."""
+def windows(folder: Path, scale: int, side: int, count: int) -> Iterator[tuple[Tensor, slice, slice]]:
+    """Of `count` pictures the most detailed side x side pixels with what lies around: (h, w, 3), rows and columns."""
+    around = 32 * scale  # so that nobody sees the edge
     pictures = list(truths(folder, scale))
     for truth in pictures[:: max(1, len(pictures) // count)][:count]:
         detail = truth.float().mean(2).diff(dim=0)[:, 1:].abs()[None]
         blocks = torch.nn.functional.avg_pool2d(detail, side, side)[0]  # (rows, columns)
-        y, x = (side * int(place) for place in divmod(int(blocks.argmax()), blocks.shape[1]))
-        yield truth, y, x
+        place = [side * int(corner) for corner in divmod(int(blocks.argmax()), blocks.shape[1])]
+        first = [max(0, corner - around) // scale * scale for corner in place]
+        part = truth[first[0] : place[0] + side + around, first[1] : place[1] + side + around]
+        part = part[: len(part) // scale * scale, : part.shape[1] // scale * scale]
+        rows, columns = (
+            slice(corner - start, corner - start + side) for corner, start in zip(place, first, strict=True)
+        )
+        yield part, rows, columns
 
 
-def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int, count: int = 6, side: int = 96) -> Image.Image:
+def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int, count: int = 12, side: int = 96) -> Image.Image:
     """The truth and each upscaler side by side: a detailed crop of some pictures, from clean inputs and JPEG 75."""
     zoom, sheet = 2, []
-    for truth, y, x in crops(folder, scale, side, count):
+    for truth, y, x in windows(folder, scale, side, count):
         for quality in (None, 75):
             height, width = truth.shape[:2]
             small = encoded(bicubic(truth, height // scale, width // scale), quality)
             made = [truth, *(run(small, width, height) for run in rows.values())]
-            cut = [part[y : y + side, x : x + side].expand(-1, -1, 3) for part in made]
+            cut = [part[y, x].expand(-1, -1, 3) for part in made]
             sheet.append(torch.cat(cut, 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1))
     return Image.fromarray(torch.cat(sheet).numpy())
 
