@@ -126,7 +126,8 @@ def run_stage(stage: Stage, start: Path, pixels: Pixels, split: list[torch.Tenso
         training: Training = DetailTraining(net, patches, inputs)
     else:
         training = Training(net, patches, inputs)
-    training.keep_every, training.rate = KEEP_SECONDS, START_RATE
+    training.keep_every, training.rate, training.clock = KEEP_SECONDS, START_RATE, time.monotonic
+    training.steps_at_once = 1 if tiny else training.steps_at_once
     phases = phases_for(training, seconds, batches, size, last)
     left = seconds - (time.perf_counter() - begun)
     whole = left / (TRUNK + BRANCHES * (1 - TRUNK))  # of one schedule

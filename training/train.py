@@ -80,7 +80,8 @@ class Training:
         self.rates = {name: torch.zeros((), device=self.device) for name in ("muon", "adam", "average", "loss")}
         self.rate = 1.0  # of the rates
         self.steps, self.seconds, self.best = 0, 0.0, -math.inf
-        self.keep_every: float = KEEP_SECONDS
+        self.keep_every, self.steps_at_once = float(KEEP_SECONDS), STEPS_AT_ONCE
+        self.clock: Callable[[], float] = worked if self.device.type == "cpu" else time.monotonic
 
     def step(self, phase: Phase) -> None:
         """Draw a batch, and move the weights and their average."""
@@ -164,9 +165,9 @@ class Training:
         self.steps, self.seconds, self.best = kept["steps"], kept["seconds"], kept["best"]
 
 
-def clock(device: torch.device) -> float:
-    """Seconds; on a CPU those that this process ran, so that one which waits for others finishes its schedule, too."""
-    return time.process_time() / torch.get_num_threads() if device.type == "cpu" else time.monotonic()
+def worked() -> float:
+    """Seconds that this process ran, by which one that waits for others finishes its schedule, too."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def train(training: Training, phases: tuple[Phase, ...], seconds: float, selection: Selection, run: Path) -> Path:
@@ -204,25 +205,25 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
         )
 
     keep()
-    last = kept = clock(training.device)
+    last = kept = training.clock()
     for phase in phases:
         if training.seconds >= phase.until * seconds:
             continue
         training.set_rates(training.seconds / seconds)
         step = training.recorded(phase)
         while training.seconds < phase.until * seconds:
-            for _ in range(STEPS_AT_ONCE):
+            for _ in range(training.steps_at_once):
                 training.set_rates(training.seconds / seconds)
                 step()
                 training.steps += 1
             if training.device.type == "cuda":
                 torch.cuda.synchronize()
-            now = clock(training.device)
+            now = training.clock()
             training.seconds += min(now - last, 60.0)  # a machine that slept did not train
             last = now
             if now - kept > training.keep_every:
                 keep()
-                last = kept = clock(training.device)
+                last = kept = training.clock()
     keep()
     return run / "best"
 
