@@ -85,13 +85,13 @@ invoke: $(VENV)-infra/.done ## one request through the real container (needs Doc
 bench: $(VENV)/.dev ## every benchmark in turn, or BENCH="photo memory", to bench/results.md with a plot
 	$(BIN)/python -m bench $(BENCH)
 
-quality: $(VENV)/.dev ## PSNR and SSIM on SETS=folder with Set5, Set14, Kodak24; crops to look at in build/quality.png
+quality: $(VENV)/.dev ## figures at x2 and x4 on SETS=folder with Set5, Set14, Kodak24; crops in build/quality-x2.png, -x4
 	@mkdir -p build
-	$(BIN)/python -m bench.quality --sets "$(SETS)" --sheet build/quality.png
+	$(BIN)/python -m bench.quality --sets "$(SETS)" --scale 2 4 --peers --sheet build/quality.png
 
-train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folder for HOURS=0.1, from START=, with TEACHER=, into runs/
-	$(BIN)/python -m training.train $(MODEL) --data "$(DATA)" --run runs/$(MODEL) --hours $(HOURS) \
-	  --export runs/$(MODEL)/export $(if $(START),--start "$(START)") $(if $(TEACHER),--teacher "$(TEACHER)")
+train: $(VENV)/.dev ## train MODEL=compact-x2 on DATA=folders for HOURS=0.1, from START=, with TEACHER=, into runs/
+	$(BIN)/python -m training.train $(MODEL) --data $(DATA) --run runs/$(MODEL) --hours $(HOURS) \
+	  $(if $(START),--start "$(START)") $(if $(TEACHER),--teacher "$(TEACHER)")
 
 fuzz: $(VENV)/.dev ## ten minutes of coverage-guided fuzzing of the decoders
 	$(PIP) -e '.[fuzz]'

@@ -1,7 +1,10 @@
-"""How good the models are: python -m bench.quality --sets ../shared/bench [--models compact-x2 ...]
+"""How good the models are: python -m bench.quality --sets ../shared/bench [--models compact-x2 ...] [--peers]
 
 PSNR and SSIM on Y against the true picture, borders shaved, inputs made by MATLAB-style antialiased bicubic. The whole
-path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. Prints Markdown.
+path is measured: encoded input, our decoding, tiles, encoded PNG. Also on inputs saved as JPEG. A second table has what
+tells more of how a picture looks, on every third picture of Kodak24: SSIMULACRA2 against the truth (higher is better;
+90 looks the same), NIQE without it (lower is more natural, and invented detail counts as natural), and processor
+seconds for a megapixel of input, all threads together. Prints Markdown.
 Not LPIPS or DISTS: their packages hold the last layers only, and download the network below them.
 """
 
@@ -9,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +25,8 @@ from torch import Tensor
 
 import core
 from bench.metrics import bicubic, psnr_y, ssim_y
+from bench.niqe import niqe
+from bench.peers import available
 from bench.runtimes import CHECKPOINT
 from core import models
 
@@ -90,19 +97,61 @@ def measure(run: Upscaler, folder: Path, scale: int, quality: int | None) -> tup
     return sum(psnr) / len(psnr), sum(ssim) / len(ssim), seconds
 
 
-def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int) -> Image.Image:
-    """The truth and each upscaler side by side: a detailed crop of six pictures, from clean inputs and JPEG 75."""
-    side, zoom, sheet = 96, 2, []
-    for truth in list(truths(folder, scale))[::4]:
+def ssimulacra2(made: Tensor, truth: Tensor) -> float:
+    """Of (h, w, 3) or (h, w, 1) uint8 pictures; not a number where its package (the extra `bench`) is not installed."""
+    try:
+        from ssimulacra2 import compute_ssimulacra2
+    except ImportError:
+        return math.nan
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("truth.png", "made.png")]
+        for file, picture in zip(files, (truth, made), strict=True):
+            file.write_bytes(encoded(picture.expand(-1, -1, 3), None))
+        return float(compute_ssimulacra2(*map(str, files)))
+
+
+def looks(run: Upscaler, folder: Path, scale: int, quality: int | None) -> tuple[float, float, float, float]:
+    """Mean PSNR in dB, SSIMULACRA2, NIQE, and processor seconds a megapixel of input, over every third picture."""
+    found, seconds, size = [], 0.0, 0
+    for truth in list(truths(folder, scale))[::3]:
+        height, width = truth.shape[:2]
+        small = encoded(bicubic(truth, height // scale, width // scale), quality)
+        start = time.process_time()
+        made = run(small, width, height)
+        seconds += time.process_time() - start
+        size += height * width // scale**2
+        found.append((psnr_y(made, truth, shave=scale), ssimulacra2(made, truth), niqe(made)))
+    psnr, visible, natural = (sum(values) / len(values) for values in zip(*found, strict=True))
+    return psnr, visible, natural, seconds / size * 1e6
+
+
+def windows(folder: Path, scale: int, side: int, count: int) -> Iterator[tuple[Tensor, slice, slice]]:
+    """Of `count` pictures the most detailed side x side pixels with what lies around: (h, w, 3), rows and columns."""
+    around = 32 * scale  # so that nobody sees the edge
+    pictures = list(truths(folder, scale))
+    for truth in pictures[:: max(1, len(pictures) // count)][:count]:
         detail = truth.float().mean(2).diff(dim=0)[:, 1:].abs()[None]
         blocks = torch.nn.functional.avg_pool2d(detail, side, side)[0]  # (rows, columns)
-        y, x = (side * int(place) for place in divmod(int(blocks.argmax()), blocks.shape[1]))
+        place = [side * int(corner) for corner in divmod(int(blocks.argmax()), blocks.shape[1])]
+        first = [max(0, corner - around) // scale * scale for corner in place]
+        part = truth[first[0] : place[0] + side + around, first[1] : place[1] + side + around]
+        part = part[: len(part) // scale * scale, : part.shape[1] // scale * scale]
+        rows, columns = (
+            slice(corner - start, corner - start + side) for corner, start in zip(place, first, strict=True)
+        )
+        yield part, rows, columns
+
+
+def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int, count: int = 12, side: int = 96) -> Image.Image:
+    """The truth and each upscaler side by side: a detailed crop of some pictures, from clean inputs and JPEG 75."""
+    zoom, sheet = 2, []
+    for truth, y, x in windows(folder, scale, side, count):
         for quality in (None, 75):
             height, width = truth.shape[:2]
             small = encoded(bicubic(truth, height // scale, width // scale), quality)
             made = [truth, *(run(small, width, height) for run in rows.values())]
-            crops = [part[y : y + side, x : x + side].expand(-1, -1, 3) for part in made]
-            sheet.append(torch.cat(crops, 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1))
+            cut = [part[y, x].expand(-1, -1, 3) for part in made]
+            sheet.append(torch.cat(cut, 1).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1))
     return Image.fromarray(torch.cat(sheet).numpy())
 
 
@@ -115,31 +164,58 @@ def usual(scale: int) -> list[str]:
     return found
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="PSNR and SSIM of the models.")
-    parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, Set14, Kodak24")
-    parser.add_argument("--models", nargs="*", help="names, hub ids or directories (the embedded ones, and Swin2SR)")
-    parser.add_argument("--only", nargs="*", default=["Set5", "Set14", "Kodak24"], help="of these sets")
-    parser.add_argument("--jpeg", nargs="*", type=int, default=[90, 75, 50], help="qualities for Kodak24")
-    parser.add_argument("--scale", type=int, default=2)
-    parser.add_argument("--sheet", type=Path, help="also write a picture of crops, a row for each of Kodak24's first")
-    arguments = parser.parse_args()
-    columns: list[tuple[str, int | None]] = [(name, None) for name in arguments.only]
-    if "Kodak24" in arguments.only:
-        columns += [("Kodak24", quality) for quality in arguments.jpeg]
-    rows: dict[str, Upscaler] = {"bicubic": by_bicubic, "Lanczos": by_lanczos}
-    rows |= {name: by_model(name) for name in arguments.models or usual(arguments.scale)}
-    print(f"| x{arguments.scale} | " + " | ".join(name + (f" JPEG {q}" if q else "") for name, q in columns) + " |")
+def print_truth(rows: dict[str, Upscaler], sets: Path, only: list[str], jpeg: list[int], scale: int) -> None:
+    """The table of PSNR, SSIM and seconds."""
+    columns: list[tuple[str, int | None]] = [(name, None) for name in only]
+    if "Kodak24" in only:
+        columns += [("Kodak24", quality) for quality in jpeg]
+    print(f"| x{scale} | " + " | ".join(name + (f" JPEG {q}" if q else "") for name, q in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for label, run in rows.items():
         cells = []
         for name, quality in columns:
-            psnr, ssim, seconds = measure(run, arguments.sets / name, arguments.scale, quality)
+            psnr, ssim, seconds = measure(run, sets / name, scale, quality)
             cells.append(f"{psnr:.2f} / {ssim:.4f} ({seconds:.1f} s)")
         print(f"| {Path(label).name} | " + " | ".join(cells) + " |", flush=True)
-    if arguments.sheet:
-        contact_sheet(rows, arguments.sets / "Kodak24", arguments.scale).save(arguments.sheet)
+
+
+def print_looks(rows: dict[str, Upscaler], folder: Path, scale: int) -> None:
+    """The table of SSIMULACRA2, NIQE and cost."""
+    print(f"\n| x{scale}, eight of Kodak24 | PSNR / SSIMULACRA2 / NIQE | the same at JPEG 75 | CPU-s a MP |")
+    print("|---" * 4 + "|")
+    for label, run in rows.items():
+        clean, damaged = (looks(run, folder, scale, quality) for quality in (None, 75))
+        cells = [f"{found[0]:.2f} / {found[1]:.1f} / {found[2]:.1f}" for found in (clean, damaged)]
+        print(f"| {Path(label).name} | " + " | ".join(cells) + f" | {clean[3]:.1f} |", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="PSNR, SSIM, SSIMULACRA2, NIQE and cost of the models.")
+    parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, Set14, Kodak24")
+    parser.add_argument("--models", nargs="*", help="names, hub ids or directories (the embedded ones, and Swin2SR)")
+    parser.add_argument("--only", nargs="*", default=["Set5", "Set14", "Kodak24"], help="of these sets")
+    parser.add_argument("--jpeg", nargs="*", type=int, default=[90, 75, 50], help="qualities for Kodak24")
+    parser.add_argument("--scale", type=int, nargs="+", default=[2])
+    parser.add_argument("--peers", action="store_true", help="rows of other upscalers, where they are installed")
+    parser.add_argument("--sheet", type=Path, help="also write pictures of crops, NAME-x2.png for NAME.png")
+    arguments = parser.parse_args()
+    if math.isnan(ssimulacra2(torch.zeros(16, 16, 3).byte(), torch.zeros(16, 16, 3).byte())):
+        print("Without SSIMULACRA2: pip install ssimulacra2.\n")
+    for scale in arguments.scale:
+        rows: dict[str, Upscaler] = {"bicubic": by_bicubic, "Lanczos": by_lanczos}
+        rows |= {name: by_model(name) for name in arguments.models or usual(scale)}
+        if arguments.peers:
+            peers, missing = available(scale)
+            rows |= peers
+            print("\n".join([*missing, ""]))
+        print_truth(rows, arguments.sets, arguments.only, arguments.jpeg, scale)
+        if "Kodak24" in arguments.only:
+            print_looks(rows, arguments.sets / "Kodak24", scale)
+            print()
+        if arguments.sheet:
+            name = arguments.sheet.with_name(f"{arguments.sheet.stem}-x{scale}.png")
+            contact_sheet(rows, arguments.sets / "Kodak24", scale).save(name)
 
 
 if __name__ == "__main__":

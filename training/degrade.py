@@ -33,11 +33,51 @@ def _kernels(scale: int) -> Tensor:
     return kernels / kernels.sum(1, keepdim=True)
 
 
-class Degrade:
-    """Makes inputs out of targets."""
+def _reduced(large: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by its own kernel, of (n, taps), along both axes."""
+    count = len(large)
+    weight = kernels.repeat_interleave(3, 0)  # (3 n, taps)
+    pad = (kernels.shape[1] - scale) // 2
+    x = F.pad(large.reshape(1, 3 * count, *large.shape[2:]), (pad, pad, pad, pad), mode="reflect")
+    x = F.conv2d(x, weight[:, None, :, None], stride=(scale, 1), groups=3 * count)
+    x = F.conv2d(x, weight[:, None, None, :], stride=(1, scale), groups=3 * count)
+    return x.view(count, 3, *x.shape[2:])
+
+
+class Bicubic:
+    """Clean inputs: MATLAB's antialiased bicubic, in whole grey levels."""
+
+    margin = 8  # input pixels drawn beyond a patch, where the edge is felt
 
     def __init__(self, scale: int, device: torch.device) -> None:
+        self.scale, self.kernel = scale, _kernels(scale)[0].to(device)
+
+    def __call__(self, large: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets, `margin` too large, to an input and its target.
+
+        Args:
+            large: (n, 3 or more, scale * (size + margin), ...) in [0, 1]; of more than three channels the first count.
+        """
+        edge, s = self.margin // 2, self.scale
+        small = _reduced(large[:, :3], self.kernel[None].expand(len(large), -1), s)
+        small = (small.clamp(0, 1) * 255).round() / 255
+        return small[..., edge:-edge, edge:-edge], large[..., s * edge : -s * edge, s * edge : -s * edge]
+
+
+class Degrade:
+    """Inputs as phones and the web make them.
+
+    Args:
+        scale: of the model.
+        device: where targets are.
+        wide: for models that draw detail: twice the blur, thrice the noise, JPEG from quality 30.
+    """
+
+    margin = MARGIN
+
+    def __init__(self, scale: int, device: torch.device, wide: bool = False) -> None:
         self.scale = scale
+        self.blur, self.noise, self.worst = (0.8, 12.0, 30) if wide else (0.4, 4.0, 40)
         self.kernels = _kernels(scale).to(device)
         tables = [torch.tensor([float(value) for value in text.split()]).view(8, 8) for text in (_LUMA, _CHROMA)]
         self.tables = torch.stack([tables[0], tables[1], tables[1]]).to(device)  # (3, 8, 8)
@@ -46,17 +86,18 @@ class Degrade:
         dct[0] /= math.sqrt(2)
         self.dct = dct.float().to(device)
 
-    def __call__(self, small: Tensor, large: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of a clean input and its target, MARGIN too large, to a degraded input and its target.
+    def __call__(self, large: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets, MARGIN too large, to a degraded input and its target.
 
         Args:
-            small: (n, 3, size + MARGIN, size + MARGIN) in [0, 1]; the sides are multiples of 16.
-            large: (n, 3, scale * (size + MARGIN), ...).
+            large: (n, 3, scale * (size + MARGIN), ...) in [0, 1]; size + MARGIN is a multiple of 16.
         """
-        count, device = len(small), small.device
+        count, device = len(large), large.device
         chance = torch.rand(6, count, device=device)
+        small = self.reduced(large, torch.zeros(count, device=device), torch.ones(count, device=device))
+        small = (small.clamp(0, 1) * 255).round() / 255
         other = self.reduced(large, chance[0], chance[1])
-        noise = torch.randn_like(small) * (chance[2] * 4 / 255).view(-1, 1, 1, 1)
+        noise = torch.randn_like(small) * (chance[2] * self.noise / 255).view(-1, 1, 1, 1)
         other = torch.where((chance[3] < NOISY).view(-1, 1, 1, 1), other + noise, other)
         other = (other.clamp(0, 1) * 255).round() / 255
         # Half of what is compressed comes from the down-scaling of the clean inputs.
@@ -75,29 +116,24 @@ class Degrade:
         """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by a kernel and a blur of its own; both (n,) in [0, 1)."""
         count, s = len(large), self.scale
         kernel = self.kernels[(kind * len(self.kernels)).long()]  # (n, taps)
-        sigma = torch.where(blur < BLURRED, 0.2 + blur / BLURRED * s * 0.4, torch.full_like(blur, 1e-3))
+        sigma = torch.where(blur < BLURRED, 0.2 + blur / BLURRED * s * self.blur, torch.full_like(blur, 1e-3))
         taps = torch.arange(-6, 7, device=large.device)
         gauss = torch.exp(-(taps[None, :] ** 2) / (2 * sigma[:, None] ** 2))
         gauss = gauss / gauss.sum(1, keepdim=True)  # (n, 13)
         both = F.conv1d(F.pad(kernel[None], (12, 12)), gauss.flip(1)[:, None], groups=count)[0]  # (n, taps + 12)
-        weight = both.repeat_interleave(3, 0)  # (3 n, taps + 12)
-        pad = (both.shape[1] - s) // 2
-        x = F.pad(large.reshape(1, 3 * count, *large.shape[2:]), (pad, pad, pad, pad), mode="reflect")
-        x = F.conv2d(x, weight[:, None, :, None], stride=(s, 1), groups=3 * count)
-        x = F.conv2d(x, weight[:, None, None, :], stride=(1, s), groups=3 * count)
-        return x.view(count, 3, *x.shape[2:])
+        return _reduced(large, both, s)
 
     def jpeg(self, x: Tensor, quality: Tensor | None = None, halved: Tensor | None = None) -> Tensor:
         """Compress and read again.
 
         Args:
             x: (n, 3, h, w) in [0, 1], sides multiples of 16.
-            quality: (n,) as libjpeg counts it; 40 to 95 at random when None.
+            quality: (n,) as libjpeg counts it; at random up to 95 when None.
             halved: (n,) bool, chroma at half size (4:2:0); at random when None.
         """
         count, device = len(x), x.device
         if quality is None:
-            quality = torch.randint(40, 96, (count,), device=device)
+            quality = torch.randint(self.worst, 96, (count,), device=device)
         if halved is None:
             halved = torch.rand(count, device=device) < HALVED_CHROMA
         percent = torch.where(quality < 50, 5000 // quality.clamp(min=1), 200 - 2 * quality).view(-1, 1, 1, 1)

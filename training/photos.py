@@ -1,8 +1,16 @@
-"""Photos for training: read once, reduced to several sizes, and drawn from as patches on the device that trains."""
+"""Photos for training: decoded once into one tensor, and drawn from as patches on the device that trains.
+
+The tensor holds the targets only; inputs are made of the patches drawn (`training.degrade`), so the same cache serves
+every scale and every kind of input.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +21,16 @@ from torch import Tensor
 
 from bench.metrics import bicubic
 from core import models
+from core.atomic import atomic_file
 from core.engine.load import load
 from core.engine.plan import make_plan
 from core.engine.run import upscale_strips
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
-GRID, WINDOW = 8, 48  # pixels of the input: steps between places that a patch may start at, and side for its detail
+LARGE_JPEG = 2_000_000  # pixels; a JPEG of more comes from a camera, and its compression shows at full size
+SPLIT = 26  # one photo of so many is kept out of training, to choose between checkpoints
+GRID, WINDOW = 16, 96  # pixels of the target: steps between places that a patch may lie around, and side for its detail
+SMALLEST = 160  # pixels: photos with a shorter side are left out
 
 
 def read(path: Path) -> Tensor:
@@ -33,43 +45,149 @@ def reduce(pixels: Tensor, factor: int) -> Tensor:
     return bicubic(pixels[: height * factor, : width * factor], height, width)
 
 
-def targets(path: Path, scale: int, device: torch.device) -> list[Tensor]:
-    """One photo as targets: (h, w, 3) uint8, sides multiples of scale.
+def is_held_back(path: Path) -> bool:
+    """Whether a photo belongs to the split that chooses between checkpoints: by its name, so wherever it lies."""
+    return zlib.crc32(path.name.encode()) % SPLIT == 0
 
-    JPEGs are halved, which hides their compression; smaller copies of every photo have more detail for each pixel.
+
+def listed(folders: Sequence[Path]) -> list[Path]:
+    """The photos in some folders, in order.
+
+    Raises:
+        SystemExit: there are none.
     """
-    pixels = read(path).to(device)
-    lossy = path.suffix.lower() in (".jpg", ".jpeg")
-    copies = [reduce(pixels, factor) if factor > 1 else pixels for factor in ((2, 3, 4) if lossy else (1, 2))]
-    cut = [copy[: len(copy) // scale * scale, : copy.shape[1] // scale * scale] for copy in copies]
-    return [copy.contiguous() for copy in cut if min(copy.shape[:2]) >= 144 * scale]
+    found = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise SystemExit(f"no photos in {', '.join(map(str, folders))}: give folders of PNG, WebP or JPEG files")
+    return found
+
+
+def copies(path: Path) -> Iterator[np.ndarray]:
+    """One photo as targets: (h, w, 3) uint8.
+
+    Large JPEGs are halved at least, which hides their compression; smaller copies have more detail for each pixel.
+    Small JPEGs and what is lossless are taken as they are, and halved too where that leaves enough.
+    """
+    with Image.open(path) as image:
+        photo = image.convert("RGB")
+        lossy = path.suffix.lower() in (".jpg", ".jpeg") and photo.width * photo.height > LARGE_JPEG
+    for factor in (2, 3, 4) if lossy else (1, 2):
+        height, width = photo.height // factor, photo.width // factor
+        if min(height, width) >= (SMALLEST if factor == 1 else 2 * SMALLEST):
+            box = (0, 0, width * factor, height * factor)
+            yield np.array(photo if factor == 1 else photo.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Photos one after another.
+
+    Attributes:
+        values: (all pixels, 3) uint8.
+        shapes: (photos, 2) int64, height and width.
+        detail: mean absolute Laplacian of windows GRID pixels apart, (rows, columns) of each photo.
+    """
+
+    values: Tensor
+    shapes: Tensor
+    detail: list[Tensor]
+
+    def photos(self) -> Iterator[Tensor]:
+        """Each photo, (h, w, 3) uint8."""
+        first = 0
+        for height, width in self.shapes.tolist():
+            yield self.values[first : first + height * width].view(height, width, 3)
+            first += height * width
+
+
+def detail(photo: Tensor) -> Tensor:
+    """Mean absolute Laplacian of (h, w, 3) uint8, halved: (rows, columns), of windows GRID pixels apart."""
+    grey = F.avg_pool2d(photo.permute(2, 0, 1)[None].float().mean(1, keepdim=True), 2)
+    kernel = grey.new_tensor([[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
+    edges = F.pad(F.conv2d(grey, kernel[None, None]).abs(), (1, 1, 1, 1))
+    return F.avg_pool2d(edges, WINDOW // 2, GRID // 2)[0, 0] + 0.5
+
+
+def decode(folders: Sequence[Path], cache: Path) -> Pixels:
+    """The photos to train on, decoded once: a second call with the same files reads the cache.
+
+    Args:
+        folders: searched with all folders in them; photos of the split are left out.
+        cache: folder for the decoded pixels.
+    """
+    paths = [path for path in listed(folders) if not is_held_back(path)]
+    seal = hashlib.sha256(repr([(str(path), path.stat().st_size) for path in paths]).encode()).hexdigest()[:16]
+    file = cache / f"photos-{seal}.pt"
+    if not file.is_file():
+        with ThreadPoolExecutor() as pool:
+            decoded = [photo for found in pool.map(lambda path: list(copies(path)), paths) for photo in found]
+        values = torch.empty(sum(photo.shape[0] * photo.shape[1] for photo in decoded), 3, dtype=torch.uint8)
+        torch.cat([torch.from_numpy(photo).flatten(0, 1) for photo in decoded], out=values)
+        cache.mkdir(parents=True, exist_ok=True)
+        shapes = torch.tensor([photo.shape[:2] for photo in decoded])
+        details = [detail(torch.from_numpy(photo)) for photo in decoded]
+        with atomic_file(file) as stream:
+            torch.save({"values": values, "shapes": shapes, "detail": details}, stream)
+    kept = torch.load(file, weights_only=True, mmap=True)
+    return Pixels(**kept)
+
+
+def held_back(folders: Sequence[Path], side: int = 384) -> list[Tensor]:
+    """The photos of the split, (h, w, 3) uint8: of each first copy the middle, at most `side` x `side`."""
+    kept = []
+    for path in listed(folders):
+        if is_held_back(path):
+            photo = torch.from_numpy(next(copies(path)))
+            top, left = (max(0, length - side) // 2 for length in photo.shape[:2])
+            kept.append(photo[top : top + side, left : left + side].contiguous())
+    return kept
 
 
 class Patches:
-    """Draws patches of input and target at random places, those with more detail more often."""
+    """Draws targets at random places, those with more detail more often.
 
-    def __init__(self, folder: Path, scale: int, device: torch.device) -> None:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise SystemExit(f"no photos in {folder}: give a folder of PNG, WebP or JPEG files")
-        with ThreadPoolExecutor() as pool:
-            large = [photo for photos in pool.map(lambda path: targets(path, scale, device), paths) for photo in photos]
-        small = [reduce(photo, scale) for photo in large]
-        self.scale, self.device, self.photos = scale, device, len(large)
-        self.small, self.large = (torch.cat([photo.flatten(0, 1) for photo in photos]) for photos in (small, large))
-        shapes = torch.tensor([photo.shape[:2] for photo in small], device=device)  # (photos, 2)
-        counts = shapes.prod(1)
-        self.table = torch.cat([(counts.cumsum(0) - counts)[:, None], shapes], 1)  # first pixel, height, width
+    Args:
+        pixels: the photos.
+        device: where they stay.
+        largest: side of the largest target that will be drawn; smaller photos are left out.
+    """
+
+    def __init__(self, pixels: Pixels, device: torch.device, largest: int) -> None:
+        self.device, self.photos = device, len(pixels.shapes)
+        self.values = pixels.values.to(device)
+        self.shapes = pixels.shapes.to(device)
+        counts = self.shapes.prod(1)
+        self.first = counts.cumsum(0) - counts
         places, weights = [], []
-        for index, photo in enumerate(small):
-            detail = F.avg_pool2d(_detail(photo)[None, None], WINDOW, GRID)[0, 0]  # (rows, columns)
-            rows, columns = torch.meshgrid(
-                *(torch.arange(n, device=device) * GRID for n in detail.shape), indexing="ij"
-            )
+        for index, found in enumerate(pixels.detail):
+            if int(pixels.shapes[index].min()) < largest:
+                continue
+            steps = [torch.arange(count) * GRID + WINDOW // 2 for count in found.shape]
+            rows, columns = torch.meshgrid(*steps, indexing="ij")
             places.append(torch.stack([torch.full_like(rows, index), rows, columns], -1).flatten(0, 1))
-            weights.append(detail.flatten() + 0.5)
-        self.places = torch.cat(places)  # (places, 3): photo, row, column
-        self.cumulative = torch.cat(weights).double().cumsum(0)
+            # A photo counts by the root of the detail in it: a large one does not outweigh twenty small ones.
+            weights.append((found / found.sum().sqrt()).flatten())
+        self.places = torch.cat(places).to(device)  # (places, 3): photo, row, column
+        self.cumulative = torch.cat(weights).double().cumsum(0).to(device)
+
+    def draw(self, count: int, side: int, scale: int) -> Tensor:
+        """Targets (count, 3, side, side) in [0, 1], flipped and turned at random, their corners multiples of scale.
+
+        With a teacher its picture follows in three more channels.
+        """
+        chance = torch.rand(count, device=self.device, dtype=torch.float64) * self.cumulative[-1]
+        place = self.places[torch.searchsorted(self.cumulative, chance).clamp(max=len(self.places) - 1)]  # (count, 3)
+        height, width = self.shapes[place[:, 0]].unbind(1)
+        shift = torch.randint(GRID, (2, count), device=self.device)
+        y = (place[:, 1] + shift[0] - side // 2).clamp(min=0).minimum(height - side) // scale * scale
+        x = (place[:, 2] + shift[1] - side // 2).clamp(min=0).minimum(width - side) // scale * scale
+        along = torch.arange(side, device=self.device)
+        flips = torch.rand(3, count, device=self.device) < 0.5
+        rows, columns = (torch.where(flip[:, None], side - 1 - along, along) for flip in flips[:2])  # (count, side)
+        corner = self.first[place[:, 0]] + y * width + x
+        index = corner[:, None, None] + (rows * width[:, None])[:, :, None] + columns[:, None, :]
+        index = torch.where(flips[2][:, None, None], index.transpose(1, 2), index)
+        return self.values[index].permute(0, 3, 1, 2).float() / 255
 
     def teach(self, directory: Path) -> None:
         """Have a better model upscale every photo; what it makes is drawn beside the photo itself.
@@ -77,47 +195,11 @@ class Patches:
         Learning from another network is Hinton et al. 2015, arXiv:1503.02531.
         """
         spec = models.spec_of(str(directory))
-        if spec.scale != self.scale:
-            raise SystemExit(f"{directory} makes pictures {spec.scale} times as large, not {self.scale} times")
         model, _ = load(str(directory), self.device)
-        plan, taught = make_plan(spec, self.scale, exact=False), []
-        for first, height, width in self.table.tolist():
-            photo = self.small[first : first + height * width].view(height, width, 3).cpu().numpy()
-            strips = np.concatenate(list(upscale_strips(model, photo, plan)))  # (h, w, 3) in [0, 1]
-            taught.append(torch.from_numpy(strips * 255).round().byte().flatten(0, 1).to(self.device))
-        self.large = torch.cat([self.large, torch.cat(taught)], 1)  # (all, 6)
-
-    def draw(self, count: int, size: int) -> tuple[Tensor, Tensor]:
-        """Input (count, 3, size, size) and target in [0, 1], flipped and turned at random.
-
-        The target is (count, 3, scale * size, scale * size); with a teacher its picture follows in three more channels.
-        """
-        chance = torch.rand(count, device=self.device, dtype=torch.float64) * self.cumulative[-1]
-        place = self.places[torch.searchsorted(self.cumulative, chance).clamp(max=len(self.places) - 1)]  # (count, 3)
-        first, height, width = self.table[place[:, 0]].unbind(1)
-        shift = torch.randint(GRID, (2, count), device=self.device)
-        y, x = (place[:, 1] + shift[0]).minimum(height - size), (place[:, 2] + shift[1]).minimum(width - size)
-        flips = torch.rand(3, count, device=self.device) < 0.5
-        small = _gather(self.small, first, width, y, x, size, flips)
-        s = self.scale
-        return small, _gather(self.large, first * s * s, width * s, y * s, x * s, size * s, flips)
-
-
-def _detail(photo: Tensor) -> Tensor:
-    """Absolute Laplacian of (h, w, 3) uint8: (h, w) float."""
-    grey = photo.float().mean(2)
-    detail = torch.zeros_like(grey)
-    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    detail[1:-1, 1:-1] = (4 * grey[1:-1, 1:-1] - around).abs()
-    return detail
-
-
-def _gather(pixels: Tensor, first: Tensor, width: Tensor, y: Tensor, x: Tensor, side: int, flips: Tensor) -> Tensor:
-    """Patches (count, channels, side, side) in [0, 1] of photos one after another in `pixels` (all, channels) uint8."""
-    along = torch.arange(side, device=pixels.device)
-    rows, columns = (torch.where(flip[:, None], side - 1 - along, along) for flip in flips[:2])  # (count, side)
-    index = (first + y * width + x)[:, None, None] + (rows * width[:, None])[:, :, None] + columns[:, None, :]
-    patches = pixels[
-        torch.where(flips[2][:, None, None], index.transpose(1, 2), index)
-    ]  # (count, side, side, channels)
-    return patches.permute(0, 3, 1, 2).float() / 255
+        plan, scale, taught = make_plan(spec, spec.scale, exact=False), spec.scale, []
+        for photo in Pixels(self.values.cpu(), self.shapes.cpu(), []).photos():
+            made, small = photo.clone(), reduce(photo, scale)
+            strips = np.concatenate(list(upscale_strips(model, small.numpy(), plan)))  # (h, w, 3) in [0, 1]
+            made[: strips.shape[0], : strips.shape[1]] = torch.from_numpy(strips * 255).round().byte()
+            taught.append(made.flatten(0, 1))
+        self.values = torch.cat([self.values, torch.cat(taught).to(self.device)], 1)  # (all, 6)

