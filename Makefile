@@ -1,6 +1,6 @@
 # Two commands: `make upscale` and `make test`. The rest is listed by `make help`.
-# TORCH_INDEX: an extra package index with CPU-only builds of torch (on Linux x86-64 the default
-# index serves the CUDA build, several GB). Unset by default.
+# TORCH_INDEX: for targets that need torch (not upscale and serve), an extra package index with CPU-only builds of it (on
+# Linux x86-64 the default index serves the CUDA build, several GB). Unset by default.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +30,7 @@ $(VENV)/.service: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.service
-	$(PIP) -e '.[service,dev]'
+	$(PIP) -e '.[service,torch,dev]'
 	@touch $@
 
 upscale: $(VENV)/.core ## upscale IN=photo.jpg to OUT (default: beside it) with the embedded model

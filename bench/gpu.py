@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from core import models
 from core.engine import batches
-from core.engine.load import build, load
+from core.engine.load import load
 from core.engine.plan import make_plan
+from core.engine.pytorch import build
 from core.engine.run import upscale_strips
 from core.networks.swin2sr import Swin2SR
 from core.networks.swin2sr_config import Swin2SRConfig
@@ -175,7 +176,7 @@ def compact(dense: float) -> None:
 
 def whole_way() -> None:
     """From pixels in memory to strips in memory, with all copies; and the same pixels as the CPU makes."""
-    model, taken = load("compact-x2", torch.device("cuda"))
+    model, taken = load("compact-x2", "cuda")
     say("compact-x2 load", f"{taken:.2f} s")
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     for tile in (256, 512, 1024):
@@ -193,7 +194,7 @@ def whole_way() -> None:
         small, made = pixels[:300, :400], []
         plan = make_plan(model.spec, 2, exact=True, tile=96)
         for device in ("cuda", "cpu"):
-            model, _ = load("compact-x2", torch.device(device), torch.float32)
+            model, _ = load("compact-x2", device, "float32")
             made.append(torch.from_numpy(np.concatenate(list(upscale_strips(model, small, plan)))))
         say("compact-x2 in batches on the card against the CPU in fp32", f"{agreement(*made):.1f} dB")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "astronaut.jpg"
@@ -61,28 +62,26 @@ def run(source: Path, target: Path, model: str) -> Made:
 
 
 def network_share(source: Path, target: Path, model: str) -> tuple[float, float]:
-    """Seconds inside the network, and seconds from file to file, of one run in this process."""
-    import torch
+    """Seconds inside the network, and seconds from file to file, of one run in this process.
 
+    Tiles that are computed side by side count once: each as its share of the threads.
+    """
     import core
     from core.engine.load import load
 
-    loaded, _ = load(model, torch.device("cpu"))
-    inside = started = 0.0
+    loaded, _ = load(model, "cpu")
+    seconds, net = list[float](), loaded.net
 
-    def before(*_: object) -> None:
-        nonlocal started
-        started = time.perf_counter()
+    def timed(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        made = net(x)
+        seconds.append(time.perf_counter() - start)
+        return made
 
-    def after(*_: object) -> None:
-        nonlocal inside
-        inside += time.perf_counter() - started
-
-    hooks = loaded.net.register_forward_pre_hook(before), loaded.net.register_forward_hook(after)
+    loaded.net = timed
     result = core.upscale(source, core.Options(model=model, device="cpu"), output=target)
-    for hook in hooks:
-        hook.remove()
-    return inside, result.seconds
+    loaded.net = net
+    return sum(seconds) / max(1, min(loaded.at_once, len(seconds))), result.seconds
 
 
 def main() -> None:

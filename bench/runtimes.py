@@ -61,7 +61,7 @@ def ours(checkpoint: Path, threads: int) -> Run:
     import torch
 
     from core.engine import allocator
-    from core.engine.load import build
+    from core.engine.pytorch import build
 
     torch.set_num_threads(threads)
     allocator.keep_freed()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core import models
 from core.engine import allocator
-from core.engine.load import build
+from core.engine.pytorch import build
 
 
 def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:

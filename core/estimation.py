@@ -119,7 +119,7 @@ def estimate(
 def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _Speed:
     """Find the rate of the first model of a chain; `measure` loads models until one works, and measures it."""
     device = "cpu" if wish == "cpu" else _device()
-    spec = models.spec_of(chain[0])
+    spec = models.spec_of(next(filter(load.has_runtime, chain), chain[-1]))
     rate = known_rate(spec, device)
     if rate is None and measure:
         from core.engine import run

@@ -21,6 +21,9 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 #: The same network exported (`training.onnx_file`): beside the weights of the embedded models, for CPUs.
 ONNX_FILE = "model.onnx"
 
+#: What to do about a model where PyTorch is absent.
+INSTALL_TORCH = "this model needs PyTorch, which is not installed: pip install 'serverless-upscaler[torch]'"
+
 Kind = Literal["compact", "swin2sr", "lanczos"]
 
 
@@ -286,8 +289,11 @@ def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         names = ", ".join(MODELS)
         raise ModelError(f"no model {hub_id!r}: give one of {names}, a hub id such as owner/name, or a directory")
-    from huggingface_hub import constants, get_session, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    try:
+        from huggingface_hub import constants, get_session, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError as error:
+        raise ModelError(INSTALL_TORCH) from error
 
     try:
         cached = Path(snapshot_download(hub_id, allow_patterns=list(files), local_files_only=True))

@@ -6,10 +6,11 @@ set -eu
 cd "$(dirname "$0")/.."
 list=$(mktemp)
 # Torch imports these only to compile and trace networks, huggingface_hub hf-xet only to download faster.
-unused="sympy mpmath networkx jinja2 markupsafe setuptools hf-xet"
+# openvino-telemetry reports what its converters do, which nothing here uses.
+unused="sympy mpmath networkx jinja2 markupsafe setuptools hf-xet openvino-telemetry"
 trap 'rm -f "$list"' EXIT
 compile() {
-    "${UV:-uv}" pip compile pyproject.toml --extra service --universal --python-version 3.11 \
+    "${UV:-uv}" pip compile pyproject.toml --extra service --extra torch --universal --python-version 3.11 \
         --quiet --no-annotate --no-header "$@"
 }
 compile --output-file "$list"

@@ -7,7 +7,6 @@ network of `core.networks` can be exported whose layers follow from the size of 
 from __future__ import annotations
 
 import argparse
-import io
 import warnings
 from pathlib import Path
 
@@ -32,20 +31,20 @@ def write_onnx(net: nn.Module, file: Path) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    buffer = io.BytesIO()
+    part = file.with_suffix(".part")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this exporter is the old one, which needs no further packages
         torch.onnx.export(
             net,
             (torch.rand(1, 3, 24, 32),),
-            buffer,
+            part,
             input_names=["x"],
             output_names=["y"],
             dynamic_axes={"x": {2: "h", 3: "w"}, "y": {2: "large_h", 3: "large_w"}},
             opset_version=_OPSET,
             dynamo=False,
         )
-    graph = onnx.load_model_from_string(buffer.getvalue())
+    graph = onnx.load(part)
     casts = []
     for weight in graph.graph.initializer:
         values = numpy_helper.to_array(weight)
@@ -57,9 +56,13 @@ def write_onnx(net: nn.Module, file: Path) -> None:
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     onnx.checker.check_model(graph)
-    part = file.with_suffix(".part")
     part.write_bytes(graph.SerializeToString())
     part.replace(file)
+
+
+def export_directory(directory: Path) -> None:
+    """Write the ONNX file of a model directory beside its weights."""
+    write_onnx(build(models.spec_of(str(directory)), directory), directory / models.ONNX_FILE)
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=f"Write {models.ONNX_FILE} beside the weights of model directories.")
     parser.add_argument("directories", nargs="+", type=Path)
     for directory in parser.parse_args().directories:
-        write_onnx(build(models.spec_of(str(directory)), directory), directory / models.ONNX_FILE)
+        export_directory(directory)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ class Patches:
         Learning from another network is Hinton et al. 2015, arXiv:1503.02531.
         """
         spec = models.spec_of(str(directory))
-        model, _ = load(str(directory), self.device)
+        model, _ = load(str(directory), self.device.type)
         plan, scale, taught = make_plan(spec, spec.scale, exact=False), spec.scale, []
         for photo in Pixels(self.values.cpu(), self.shapes.cpu(), []).photos():
             made, small = photo.clone(), reduce(photo, scale)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core.networks.compact import Compact
 from core.networks.compact_config import CompactConfig
+from training.onnx_file import export_directory
 
 
 def start_as_bicubic(net: Compact) -> None:
@@ -62,12 +63,13 @@ def build(config: CompactConfig, start: Path | None, device: torch.device) -> Co
 
 
 def export(net: Compact, directory: Path) -> None:
-    """Write config.json and model.safetensors (fp16), as hub checkpoints are laid out."""
+    """Write config.json and model.safetensors (fp16), as hub checkpoints are laid out, and model.onnx, for CPUs."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "compact", **asdict(net.config)}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {name: value.half().contiguous() for name, value in net.state_dict().items()}
     save_file(state, directory / "model.safetensors")
+    export_directory(directory)
 
 
 def average(one: Path, other: Path, share: float, to: Path, before: Path | None = None) -> None:
@@ -91,6 +93,7 @@ def average(one: Path, other: Path, share: float, to: Path, before: Path | None 
     to.mkdir(parents=True, exist_ok=True)
     (to / "config.json").write_bytes((one / "config.json").read_bytes())
     save_file(mixed, to / "model.safetensors")
+    export_directory(to)
 
 
 def main() -> None:

@@ -22,9 +22,6 @@ from core.models import ModelSpec
 _lock = threading.Lock()
 _warm: dict[tuple[str, str, str], Model] = {}  # by name, device and dtype
 
-#: What to do where a model needs PyTorch and it is absent.
-INSTALL_TORCH = "it needs PyTorch, which is not installed: pip install 'serverless-upscaler[torch]'"
-
 
 @dataclass
 class Model:
@@ -94,9 +91,16 @@ def pick_device(wish: str) -> str:
         if pytorch.has_card():
             return "cuda"
     if wish == "cuda":
-        why = "no CUDA device on this machine" if has_torch() else f"CUDA cannot be used: {INSTALL_TORCH}"
-        raise OptionsError(f"{why}; or use device auto or cpu")
+        install = "" if has_torch() else "pip install 'serverless-upscaler[torch]' where there is one, or "
+        raise OptionsError(f"no CUDA device that can be used on this machine: {install}use device auto or cpu")
     return "cpu"
+
+
+def has_runtime(name: str) -> bool:
+    """Whether what would run a model of that name is installed; whether there is one is not looked up."""
+    known = name in models.MODELS or Path(name).is_dir()
+    from_file = known and runs_from_file(models.spec_of(name), "cpu")
+    return has_torch() or from_file or name == models.LANCZOS.name
 
 
 def may_have_card() -> bool:
@@ -176,7 +180,7 @@ def load(name: str, device: str, dtype: str | None = None) -> tuple[Model, float
         start = time.perf_counter()
         spec = models.spec_of(name)
         if not runs_from_file(spec, device) and not has_torch():
-            raise ModelError(INSTALL_TORCH)
+            raise ModelError(models.INSTALL_TORCH)
         dtype = dtype or pick_dtype(spec, device)
         key = (name, device, dtype)
         if key in _warm:
@@ -199,12 +203,18 @@ def load_first(chain: tuple[str, ...], device: str) -> Loaded:
     Returns:
         The first that loaded, with the reason of each failed step; Lanczos when nothing did.
     """
-    failures: list[str] = []
+    failures: dict[str, list[str]] = {}  # names by what was wrong: the same may be with several
+
+    def reason() -> str:
+        return "; ".join(f"{', '.join(names)}: {what}" for what, names in failures.items())
+
     for name in chain:
+        if name == models.LANCZOS.name:  # asked for
+            return Loaded(None, name, bool(failures), reason(), 0.0)
         try:
             model, seconds = load(name, device)
         except ModelError as error:
-            failures.append(f"{name}: {error}")
+            failures.setdefault(str(error), []).append(name)
             continue
-        return Loaded(model, name, bool(failures), "; ".join(failures), seconds)
-    return Loaded(None, models.LANCZOS.name, True, "; ".join(failures), 0.0)
+        return Loaded(model, name, bool(failures), reason(), seconds)
+    return Loaded(None, models.LANCZOS.name, True, reason(), 0.0)

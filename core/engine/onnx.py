@@ -53,6 +53,8 @@ def open_network(file: Path, scale: int, dtype: str, threads: int) -> Network:
     try:
         net = _openvino(file, threads) if dtype == "bfloat16" else _onnxruntime(file)
         made = net(probe)
+    except ImportError as error:
+        raise ModelError(f"a runtime for {file.name} is not installed: pip install onnxruntime") from error
     except Exception as error:  # both runtimes raise errors of their own
         detail = str(error).strip().splitlines()
         raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error

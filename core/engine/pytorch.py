@@ -32,19 +32,18 @@ class TorchNetwork:
     """A module as a function of arrays.
 
     Args:
-        module: (n, 3, h, w) to (n, 3, scale * h, scale * w), in evaluation mode.
+        module: (n, 3, h, w) to (n, 3, scale * h, scale * w), both fp32 whatever the type of its weights, in evaluation
+            mode.
         device: where it is: "cpu" or "cuda".
-        dtype: of its weights: "float32" or "bfloat16".
     """
 
-    def __init__(self, module: nn.Module, device: str, dtype: str) -> None:
+    def __init__(self, module: nn.Module, device: str) -> None:
         self.module, self.device = module, torch.device(device)
-        self.dtype: torch.dtype = getattr(torch, dtype)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), not clipped."""
         with torch.inference_mode():
-            last = torch.from_numpy(x).to(self.device, self.dtype, memory_format=torch.channels_last)
+            last = torch.from_numpy(x).to(self.device, memory_format=torch.channels_last)
             made: NDArray[np.float32] = self.module(last).float().cpu().numpy()
             return made
 
@@ -52,7 +51,7 @@ class TorchNetwork:
         """(n, 3, h, w) on the device -> (n, 3, scale ** count * h, scale ** count * w)."""
         for index in range(count):
             # Clipping would make white of infinity: taking x from itself makes NaN of it, and 0 of all else.
-            x = self.module((x if index == 0 else (x + (x - x)).clamp(0, 1)).to(self.dtype))
+            x = self.module(x if index == 0 else (x + (x - x)).clamp(0, 1))
         return x
 
 
@@ -76,7 +75,7 @@ def open_network(spec: ModelSpec, directory: Path, device: str, dtype: str) -> T
         batches.full_precision()
     else:
         torch.set_num_threads(min(torch.get_num_threads(), granted_threads()))
-    return TorchNetwork(build(spec, directory).to(device=device, dtype=getattr(torch, dtype)), device, dtype)
+    return TorchNetwork(build(spec, directory).to(device=device, dtype=getattr(torch, dtype)), device)
 
 
 def build(spec: ModelSpec, directory: Path) -> nn.Module:

@@ -86,9 +86,9 @@ def clamp_to_local_range(made: Tensor, low: Tensor, high: Tensor) -> Tensor:
     Returns:
         The same shape as `made`. NaN stays, and infinity becomes NaN: clamping would hide that it was there.
     """
-    made = made + (made - made)
-    colours = zip(made.chunk(3, 1), low.split(1, 1), high.split(1, 1), strict=True)
-    return torch.cat([part.clamp(least, most) for part, least, most in colours], 1)
+    colours = zip(made.chunk(3, 1), low.chunk(3, 1), high.chunk(3, 1), strict=True)
+    clamped = torch.cat([part.clamp(least, most) for part, least, most in colours], 1)
+    return clamped + (made - made)  # 0, or NaN: minima and maxima of OpenVINO make a number of NaN
 
 
 def _float(bias: Tensor | None) -> Tensor | None:

@@ -16,10 +16,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from torch import nn
 
-from core.engine import load
+from core.engine import pytorch
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -45,7 +46,7 @@ def test_requirements_are_pinned_with_hashes() -> None:
         assert found, block
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block
         pinned.setdefault(canonicalize_name(found[1]), []).append(Version(found[2]))
-    wanted = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["service"]]
+    wanted = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["service"] + EXTRAS["torch"]]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
         if name == "torch":
@@ -120,7 +121,7 @@ def test_weights_that_equal_transformers_are_let_in(checkpoint: Path, tmp_path: 
 
 def test_others_are_not(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_models = script("check_models")
-    build = load.build
+    build = pytorch.build
 
     class Off(nn.Module):
         def __init__(self, net: nn.Module) -> None:
@@ -132,7 +133,7 @@ def test_others_are_not(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> No
             result[..., 0, 0] += 0.001  # a quarter of a grey level, in one pixel
             return result
 
-    monkeypatch.setattr(load, "build", lambda *arguments: Off(build(*arguments)))
+    monkeypatch.setattr(pytorch, "build", lambda *arguments: Off(build(*arguments)))
     assert check_models.main(["check", str(checkpoint.parent)]) == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import core
 from core import models
-from core.engine import rates
+from core.engine import load, rates
 
 ROOT = Path(__file__).parents[2]
 module = importlib.import_module("core.estimation")  # the package gives the function of this name
@@ -73,9 +73,9 @@ def test_deep_pictures_are_computed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> 
     spec = models.MODELS["compact-x2"]
     flat, deep = (core.Probe("png", 3000, 2000, 0, "", bits=bits) for bits in (8, 16))
     rates.keep_rate(spec, "cpu", 1e9)
-    monkeypatch.setattr(module, "_multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(module, "_multiplies_bf16", lambda spec, device: False)
     assert of(deep).seconds == pytest.approx(of(flat).seconds, rel=0.01)
-    monkeypatch.setattr(module, "_multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(module, "_multiplies_bf16", lambda spec, device: True)
     assert of(deep).seconds == pytest.approx(2 * of(flat).seconds, rel=0.01)
     rates.learn_rate(spec, "cpu", 0.2e9, deep=True)
     assert of(deep).seconds == pytest.approx(5 * of(flat).seconds, rel=0.01), "measured is better than assumed"
@@ -84,11 +84,17 @@ def test_deep_pictures_are_computed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_processor_is_judged_as_the_engine_does() -> None:
-    import torch
+    for name in ("compact-x2", "swin2sr-lightweight-x2"):
+        spec = models.MODELS[name]
+        assert module._multiplies_bf16(spec, "cpu") == (load.pick_dtype(spec, "cpu") == "bfloat16")
 
-    from core.engine import load
 
-    assert module._multiplies_bf16("cpu") == (load.pick_dtype(torch.device("cpu")) == torch.bfloat16)
+def test_an_estimate_is_for_the_model_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = core.Options(model="swin2sr-lightweight-x2")
+    assert core.estimate(100, 100, asked).model == "swin2sr-lightweight-x2"
+    monkeypatch.setattr(load, "has_torch", lambda: False)
+    assert core.estimate(100, 100, asked).model == "compact-x2"
+    assert core.estimate(100, 100, core.Options(model="owner/of-a-hub-id")).model == "compact-x2"
 
 
 ENCODE = """

@@ -9,6 +9,7 @@ import torch
 
 from core.engine.load import Model
 from core.engine.plan import make_plan
+from core.engine.pytorch import TorchNetwork
 from core.engine.run import upscale_strips
 from core.models import spec_from_config
 from core.networks.compact import Compact
@@ -16,7 +17,7 @@ from core.networks.compact_config import CompactConfig
 from core.picture import Pixels
 from core.pixels.resize import Rows
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 #: A Swin2SR that is small enough to be tiled exactly many times: two stages of two layers.
 SMALL_SWIN2SR: dict[str, Any] = {
     "model_type": "swin2sr",
@@ -37,7 +38,7 @@ def compact() -> Model:
     config = CompactConfig(scale=2, width=8, blocks=2)
     torch.manual_seed(0)
     net = Compact(config).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(spec_from_config("small", "", config), net, CPU, torch.float32, 1 << 20)
+    return Model(spec_from_config("small", "", config), TorchNetwork(net, CPU), CPU, "float32")
 
 
 def noise(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> Pixels:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from core.engine import batches, run
 from core.engine.load import Model
+from core.engine.pytorch import TorchNetwork
 from core.engine.tiling import tile_rows
 from core.picture import Pixels
 from core.pixels.resize import Rows
@@ -23,12 +24,18 @@ def model(small_compact: Model) -> Model:
     return small_compact
 
 
+@pytest.fixture
+def module(model: Model) -> nn.Module:
+    assert isinstance(model.net, TorchNetwork)
+    return model.net.module
+
+
 def in_batches(model: Model, pixels: Pixels, batch: int, monkeypatch: pytest.MonkeyPatch) -> Rows:
     """The engine's way over a picture on a card, taken on the CPU."""
     with monkeypatch.context() as patch:
         patch.setattr(batches, "batch_size", lambda *_: batch)
-        patch.setattr(run, "_infer_all", run._infer_batches)
-        return upscaled(model, pixels, 48)
+        patch.setattr(run, "_side_by_side", run._in_batches)
+        return upscaled(replace(model, at_once=2), pixels, 48)
 
 
 def alone(model: Model, pixels: Pixels) -> Rows:
@@ -77,20 +84,20 @@ def defect(made: Tensor) -> None:
 @pytest.mark.parametrize("batch", [1, 3, 4])
 @pytest.mark.parametrize("how", [out_of_memory, not_finite])
 def test_a_failure_at_every_tile_changes_nothing(
-    how: Callable[[Tensor], None], batch: int, model: Model, monkeypatch: pytest.MonkeyPatch
+    how: Callable[[Tensor], None], batch: int, model: Model, module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = noise(100, 150)
     expected = alone(model, pixels)
     tiles = sum(map(len, tile_rows(100, 150, 48, model.spec.halo, 1)))
     assert tiles >= 6
     for tile in range(tiles):
-        faulty = Failing(model.net, tile, how)
-        made = in_batches(replace(model, net=faulty, notes=[]), pixels, batch, monkeypatch)
+        faulty = Failing(module, tile, how)
+        made = in_batches(replace(model, net=TorchNetwork(faulty, CPU), notes=[]), pixels, batch, monkeypatch)
         assert faulty.failed == 1
         assert np.array_equal(made, expected), tile
 
 
-def test_memory_for_few_tiles_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_few_tiles_at_once(model: Model, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     class Small(nn.Module):
         def __init__(self, net: nn.Module, fits: int) -> None:
             super().__init__()
@@ -104,18 +111,23 @@ def test_memory_for_few_tiles_at_once(model: Model, monkeypatch: pytest.MonkeyPa
             return made
 
     pixels = noise(100, 150)
-    small = Small(model.net, 2)
-    assert np.array_equal(in_batches(replace(model, net=small), pixels, 5, monkeypatch), alone(model, pixels))
+    small = Small(module, 2)
+    assert np.array_equal(
+        in_batches(replace(model, net=TorchNetwork(small, CPU)), pixels, 5, monkeypatch),
+        alone(model, pixels),
+    )
     assert small.sizes[:2] == [5, 2], "halved until it fits"
     assert max(small.sizes[1:]) == 2, "and not tried larger again"
 
 
-def test_an_error_that_is_not_about_memory_is_raised(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    faulty = Failing(model.net, 5, defect)
+def test_an_error_that_is_not_about_memory_is_raised(
+    model: Model, module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = TorchNetwork(Failing(module, 5, defect), CPU)
     with pytest.raises(RuntimeError, match="a defect"):
         in_batches(replace(model, net=faulty), noise(100, 150), 4, monkeypatch)
 
 
 def test_the_size_of_a_batch() -> None:
-    assert batches.batch_size(8, 8, 2, CPU) * 64 == batches.BATCH_PIXELS
-    assert batches.batch_size(10_000, 10_000, 2, CPU) == 1
+    assert batches.batch_size(8, 8, 2, torch.device(CPU)) * 64 == batches.BATCH_PIXELS
+    assert batches.batch_size(10_000, 10_000, 2, torch.device(CPU)) == 1

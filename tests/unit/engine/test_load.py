@@ -6,6 +6,8 @@ import concurrent.futures
 import io
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import core
+from core import models
 from core.engine import load
 from core.pixels.resize import Rows
 from tests.unit.engine.small import CPU, SMALL_SWIN2SR, noise, upscaled
@@ -25,7 +28,7 @@ def test_concurrent_calls_load_once_and_agree() -> None:
     pixels = noise(60, 60)
 
     def call(_: int) -> tuple[float, Rows]:
-        model, seconds = load.load("compact-x2", CPU, torch.float32)
+        model, seconds = load.load("compact-x2", CPU, "float32")
         return seconds, upscaled(model, pixels, 32)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -35,7 +38,8 @@ def test_concurrent_calls_load_once_and_agree() -> None:
 
 
 def test_fp16_is_never_chosen() -> None:
-    assert load.pick_dtype(CPU) in (torch.float32, torch.bfloat16)
+    for spec in models.MODELS.values():
+        assert load.pick_dtype(spec, CPU) in ("float32", "bfloat16")
 
 
 def small_photo() -> bytes:
@@ -95,10 +99,51 @@ def test_with_every_network_gone_lanczos_is_left(monkeypatch: pytest.MonkeyPatch
 
 def test_fp32_on_a_card_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # there is no card to go to
+    monkeypatch.setattr("core.engine.pytorch.TorchNetwork", lambda *about: about)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        load.load("compact-x2", torch.device("cuda"), torch.float32)
+        load.load("compact-x2", "cuda", "float32")
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_without_torch_the_chain_goes_on_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "has_torch", lambda: False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("swin2sr-lightweight-x2", "owner/of-a-hub-id"):
+        result = core.upscale(small_photo(), core.Options(model=name))
+        assert (result.model, result.degraded) == ("compact-x2", True)
+        assert result.reason.startswith(name)
+        assert result.reason.count("pip install 'serverless-upscaler[torch]'") == 1, "reported once, not for each step"
+    with pytest.raises(core.OptionsError, match="no CUDA device"):
+        core.upscale(small_photo(), core.Options(device="cuda"))
+
+
+NOT_NEEDED = """
+import io, sys
+for name in ("torch", "safetensors", "huggingface_hub", "openvino", "transformers", "onnx"):
+    sys.modules[name] = None
+import numpy as np
+from PIL import Image
+import core
+stream = io.BytesIO()
+Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(stream, "PNG")
+for options in [core.Options(scale=2), core.Options(scale=3), core.Options(scale=1.5, model="lanczos")]:
+    result = core.upscale(stream.getvalue(), options)
+    print(result.model, result.degraded, bool(sys.modules.get("onnxruntime")))
+"""
+
+
+def test_what_a_plain_install_lacks_is_not_needed() -> None:
+    """In a process in which nothing of the extras can be imported."""
+    done = subprocess.run([sys.executable, "-c", NOT_NEEDED], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["compact-x2 False True", "compact-x3 False True", "lanczos False True"]
+
+
+def test_lanczos_needs_no_runtime() -> None:
+    code = NOT_NEEDED.replace("core.Options(scale=2), core.Options(scale=3), ", "")
+    code = code.replace('"torch", ', '"torch", "onnxruntime", ')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["lanczos False False"]

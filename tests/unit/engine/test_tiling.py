@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.tiling import Span, region_side, round_up, spans, split, tile_rows
+from core.engine.tiling import Span, Tile, cheapest_rows, region_side, round_up, spans, split, tile_rows
 
 lengths = st.integers(1, 700)
 tiles = st.integers(8, 300)
@@ -71,3 +71,31 @@ def test_a_split_owns_the_same_rectangle(height: int, width: int, window: int) -
 def test_one_region_when_it_fits() -> None:
     assert spans(100, 512, 21, 1) == [Span(0, 100, 0, 100)]
     assert spans(100, 512, 16, 8) == [Span(0, 100, 0, 104)]
+
+
+@given(lengths, lengths, st.integers(1_000, 90_000), halos, windows, st.integers(1, 5))
+def test_the_cheapest_tiles_cover_a_picture(
+    height: int, width: int, largest: int, halo: int, window: int, at_once: int
+) -> None:
+    rows = cheapest_rows(height, width, largest, halo, window, at_once)
+    unlimited = 10_000
+    check([row[0].rows for row in rows], 0, height, height, unlimited, halo, window)
+    for row in rows:
+        assert len({tile.rows for tile in row}) == 1
+        check([tile.columns for tile in row], 0, width, width, unlimited, halo, window)
+    least = (window + 2 * round_up(halo, window)) ** 2
+    assert rows[0][0].rows.size * rows[0][0].columns.size <= max(largest, least)
+
+
+def test_the_cheapest_tiles_are() -> None:
+    def cost(rows: list[list[Tile]], at_once: int) -> int:
+        count = len(rows) * len(rows[0])
+        return -(-count // at_once) * rows[0][0].rows.size * rows[0][0].columns.size
+
+    assert len(cheapest_rows(200, 300, 90_000, 21, 1, 1)) == 1, "what fits at once has no halo to compute twice"
+    assert [len(row) for row in cheapest_rows(200, 300, 90_000, 21, 1, 2)] == [2], "one for each thread"
+    for height, width in ((512, 512), (1000, 1000), (333, 1234)):
+        for at_once in (1, 2, 4):
+            square = tile_rows(height, width, 300 - 42, 21, 1)
+            found = cost(cheapest_rows(height, width, 90_000, 21, 1, at_once), at_once)
+            assert found <= 1.02 * cost(square, at_once), (height, width, at_once)

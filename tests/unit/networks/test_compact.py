@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import models
-from core.engine.load import build
+from core.engine.pytorch import build
 
 EMBEDDED = sorted(name for name, spec in models.MODELS.items() if spec.kind == "compact")
 
@@ -36,3 +36,16 @@ def test_operations_are_those_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, 32, 32))
     assert counter.get_total_flops() / 32**2 == pytest.approx(spec.operations, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_flat_colours_stay_on_a_card(dtype: torch.dtype) -> None:
+    """What a card computes, on the CPU: what is added and clamped at the end is fp32."""
+    spec = models.MODELS["compact-x2"]
+    net = build(spec, models.fetch(spec)).to(dtype)
+    for colour in ((255, 0, 0), (0, 255, 255), (20, 200, 31), (128, 129, 130)):
+        x = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 12, 14) / 255
+        with torch.inference_mode():
+            made = net(x.to(memory_format=torch.channels_last))
+        assert made.dtype == torch.float32
+        assert float((255 * made - 255 * x[..., :1, :1]).abs().max()) <= 0.51
