@@ -58,17 +58,23 @@ class Probe:
 
 @dataclass(frozen=True)
 class SampleRange:
-    """How pixels of 0 to 65,535 stand for a TIFF's numbers of another type.
+    """How pixels stand for a TIFF's numbers of another type (`core.codecs.tiff_samples.to_numbers`).
 
     Attributes:
         dtype: of the numbers in the file, as numpy calls it.
         low: the number for 0.
-        high: the number for 65,535.
+        high: the number for the greatest pixel value.
+        middle: of the curve on which the pixels are even, a number.
+        scale: how far from the middle the curve begins to bend; 0 for a straight line.
+        nodata: the number that stands for "no data", which is where the picture is transparent; None for none.
     """
 
     dtype: str
     low: float
     high: float
+    middle: float = 0.0
+    scale: float = 0.0
+    nodata: float | None = None
 
 
 @dataclass(frozen=True)

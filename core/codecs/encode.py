@@ -16,6 +16,7 @@ import numpy as np
 from core.codecs import jpeg, pillow, png, tiff, webp
 from core.codecs.base import USUAL_QUALITY
 from core.errors import OutputError, describe
+from core.metadata import geo
 from core.metadata.carried import Metadata, comment_of, exif_with_resolution
 from core.picture import Picture, Pixels, Probe, frames_kept
 from core.pixels import colour
@@ -86,7 +87,9 @@ def _fit(picture: Picture, format: str, quality: int | None) -> tuple[Picture, t
         alpha = None
     if picture.levels is not None and format != "tiff":
         low, high = picture.levels.low, picture.levels.high
-        if (low, high) != (0.0, 1.0):
+        if picture.levels.nodata is not None:
+            notes.append("what has no data became transparent: only tiff has a number for it")
+        if (low, high) not in ((0.0, 1.0), (0.0, float(np.iinfo(pixels.dtype).max))):
             notes.append(f"numbers from {low:g} to {high:g} became black to white: only tiff holds them as they are")
     if pixels.dtype == np.uint16 and format not in _DEEP:
         pixels = _eight_bits(pixels)
@@ -132,6 +135,8 @@ def _fit_metadata(meta: Metadata, format: str) -> tuple[Metadata, list[str]]:
             lost.append(called)
             changes[name] = None if name != "text" else ()
 
+    if format != "tiff" and meta.tiff is not None:
+        drop("tiff", meta.tiff, geo.name_of(meta.tiff))
     if format == "bmp":
         drop("exif", meta.exif, "EXIF")
         drop("xmp", meta.xmp, "XMP")

@@ -39,7 +39,7 @@ from core.limits import Limits
 from core.metadata.carried import MAX_BLOCK, MAX_TEXT, Metadata
 from core.picture import Picture, Pixels, Probe, SampleRange
 
-_BLOCKS = ("icc", "exif", "xmp", "iptc")
+_BLOCKS = ("icc", "exif", "xmp", "iptc", "tiff")
 _MAX_HEADER = 8 * MAX_TEXT
 _lock = threading.Lock()
 _server: tuple[int, subprocess.Popen[bytes], socket.socket] | None = None
@@ -242,7 +242,9 @@ def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
         if levels is not None:
             if str(levels["dtype"]) not in {np.dtype(name).str[1:] for name in "bhilqBHILQefd"}:
                 raise ValueError("no numbers")
-            levels = SampleRange(str(levels["dtype"]), float(levels["low"]), float(levels["high"]))
+            numbers = {name: float(levels[name]) for name in ("low", "high", "middle", "scale")}
+            nodata = None if levels["nodata"] is None else float(levels["nodata"])
+            levels = SampleRange(str(levels["dtype"]), **numbers, nodata=nodata)
         return Picture(
             pixels,
             alpha,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, replace
 
-from core.metadata import exif, ifd
+from core.metadata import exif, geo, ifd
 from core.metadata.resolution import Dpi, exif_dpi, valid_dpi
 from core.metadata.xmp import corrected_xmp
 
@@ -29,6 +29,7 @@ class Metadata:
         iptc: IPTC-IIM records.
         dpi: horizontal and vertical resolution, dots an inch.
         text: comments and other texts, by name; "Comment" is what most formats have one of.
+        tiff: what only a TIFF has a place for (`core.metadata.geo`).
     """
 
     icc: bytes | None = field(default=None, repr=False)
@@ -37,13 +38,20 @@ class Metadata:
     iptc: bytes | None = field(default=None, repr=False)
     dpi: Dpi | None = None
     text: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    tiff: bytes | None = field(default=None, repr=False)
 
 
 def bounded(meta: Metadata) -> tuple[Metadata, tuple[str, ...]]:
     """The same without blocks that are too large, and a note for each of them."""
     notes = []
     changes: dict[str, object] = {}
-    for name, limit in (("icc", MAX_BLOCK), ("exif", ifd.MAX_BYTES), ("xmp", MAX_BLOCK), ("iptc", MAX_BLOCK)):
+    for name, limit in (
+        ("icc", MAX_BLOCK),
+        ("exif", ifd.MAX_BYTES),
+        ("xmp", MAX_BLOCK),
+        ("iptc", MAX_BLOCK),
+        ("tiff", MAX_BLOCK),
+    ):
         block = getattr(meta, name)
         if block is not None and len(block) > limit:
             notes.append(f"the {name.upper()} block is larger than {limit >> 20} MB and was left out")
@@ -93,7 +101,11 @@ def for_result(
         xmp = corrected_xmp(meta.xmp, width, height, drop_gps)
         if xmp is None:
             notes.append("the XMP packet was left out: its places cannot be separated from the rest")
-    return replace(meta, exif=block, xmp=xmp, dpi=dpi), tuple(notes)
+    bound = None
+    if meta.tiff is not None:
+        bound, said = geo.corrected(meta.tiff, size, out_size, drop_gps)
+        notes += said
+    return replace(meta, exif=block, xmp=xmp, dpi=dpi, tiff=bound), tuple(notes)
 
 
 def comment_of(meta: Metadata) -> str | None:

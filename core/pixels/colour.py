@@ -22,6 +22,8 @@ _XYZ_TO_SRGB = np.array(
     [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
 )
 _D50 = np.array([0.9642, 1.0, 0.8249])
+#: XYZ to responses of the eye's cones, in which one white is turned into another (ICC.1:2022, annex E).
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _ROWS = 64  # at a time, where a conversion needs floats
 
 
@@ -96,19 +98,33 @@ def _transform(values: Samples, icc: bytes, space: str) -> Samples:
     return found
 
 
-def lab_to_rgb(lightness: Samples, a: Samples, b: Samples, dtype: npt.DTypeLike) -> Samples:
-    """CIE Lab under D50 (each (h, w), in its own units, 0 to 100 and about -128 to 127) to sRGB, (h, w, 3).
+def lab_to_rgb(
+    lightness: Samples, a: Samples, b: Samples, dtype: npt.DTypeLike, white: tuple[float, float] | None = None
+) -> Samples:
+    """CIE Lab (each (h, w), in its own units, 0 to 100 and about -128 to 127) to sRGB, (h, w, 3).
 
     What is outside of sRGB is clipped.
+
+    Args:
+        lightness: L.
+        a: from green to red.
+        b: from blue to yellow.
+        dtype: of the result, uint8 or uint16.
+        white: the white that Lab is relative to, x and y; None for D50.
     """
     top = np.iinfo(np.dtype(dtype)).max
+    point, matrix = _D50, _XYZ_TO_SRGB
+    if white is not None:
+        point = np.array([white[0] / white[1], 1.0, (1 - white[0] - white[1]) / white[1]])
+        scaling = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ point))
+        matrix = _XYZ_TO_SRGB @ np.linalg.inv(_BRADFORD) @ scaling @ _BRADFORD
     out = np.empty((*lightness.shape, 3), dtype)
     for row in range(0, len(out), _ROWS):
         rows = slice(row, row + _ROWS)
         fy = (lightness[rows].astype(np.float64) + 16) / 116
         f = np.stack([fy + a[rows] / 500, fy, fy - b[rows] / 200], axis=-1)  # (rows, w, 3)
-        xyz = _D50 * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
-        rgb = np.clip(xyz @ _XYZ_TO_SRGB.T, 0, 1)
+        xyz = point * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+        rgb = np.clip(xyz @ matrix.T, 0, 1)
         rgb = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
         out[rows] = np.rint(rgb * top)
     return out

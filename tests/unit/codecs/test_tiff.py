@@ -62,14 +62,6 @@ def test_numbers_of_every_type_come_back_as_such(dtype: str, channels: int, lanc
     assert any("only tiff" in note for note in told.notes)
 
 
-def test_floats_that_are_no_numbers(lanczos: None) -> None:
-    values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
-    values[3, 4], values[5, 6], values[7, 8] = np.nan, np.inf, -np.inf
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, values)
-    assert np.isfinite(tifffile.imread(io.BytesIO(core.upscale(stream.getvalue()).data or b""))).all()
-
-
 def test_a_small_file_can_be_written_as_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
     source = with_everything(corners())  # once: its colour profile says to the second when it was made
     plain = core.upscale(source, core.Options(format="tiff")).data
