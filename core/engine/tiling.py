@@ -11,7 +11,7 @@ that kernels, chosen by shape, are the same for each tile. The picture's own edg
 
 from __future__ import annotations
 
-import itertools
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -130,11 +130,13 @@ def cheapest_rows(height: int, width: int, largest: int, halo: int, window: int,
     def cost(rows: tuple[int, int], columns: tuple[int, int]) -> int:
         return -(-rows[0] * columns[0] // at_once) * (rows[1] * columns[1] + _TILE_COST)
 
+    # The more columns, the smaller a region: the first that fit, and some more, of which one may fill all threads.
+    columns = list(counts(wide))
     best: tuple[int, int, int] | None = None
     for rows in counts(high):
-        fitting = (columns for columns in counts(wide) if rows[1] * columns[1] <= largest)
-        for columns in itertools.islice(fitting, at_once + 1):
-            found = cost(rows, columns), rows[0], columns[0]
+        first = bisect.bisect_left(columns, -largest, key=lambda column: -rows[1] * column[1])
+        for column in columns[first : first + at_once + 1]:
+            found = cost(rows, column), rows[0], column[0]
             best = found if best is None else min(best, found)
     if best is None:  # no region is that small: the smallest there are
         return tile_rows(height, width, window, halo, window)

@@ -61,7 +61,7 @@ def local_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """Find what results may lie between: the range of the 5x5 pixels around each, widened by its own width.
 
     Photos hold few strong flat colours, and a network that has not seen one may make another of it. Where the input is
-    flat the result is, and sharpening keeps the room that it needs.
+    flat the result is, rounded to the same eight bits, and sharpening keeps the room that it needs.
 
     Args:
         x: (n, 3, h, w).
@@ -71,7 +71,7 @@ def local_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     high = F.max_pool2d(x, 5, 1, 2)
     low = -F.max_pool2d(-x, 5, 1, 2)
-    room = (high - low) + 0.5 / 255
+    room = (high - low) + 0.49 / 255
     return low - room, high + room
 
 

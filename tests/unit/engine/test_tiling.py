@@ -73,7 +73,7 @@ def test_one_region_when_it_fits() -> None:
     assert spans(100, 512, 16, 8) == [Span(0, 100, 0, 104)]
 
 
-@given(lengths, lengths, st.integers(1_000, 90_000), halos, windows, st.integers(1, 5))
+@given(lengths, lengths, st.integers(20_000, 90_000), halos, windows, st.integers(1, 5))
 def test_the_cheapest_tiles_cover_a_picture(
     height: int, width: int, largest: int, halo: int, window: int, at_once: int
 ) -> None:

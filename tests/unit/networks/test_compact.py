@@ -48,4 +48,4 @@ def test_flat_colours_stay_on_a_card(dtype: torch.dtype) -> None:
         with torch.inference_mode():
             made = net(x.to(memory_format=torch.channels_last))
         assert made.dtype == torch.float32
-        assert float((255 * made - 255 * x[..., :1, :1]).abs().max()) <= 0.51
+        assert float((255 * made - 255 * x[..., :1, :1]).abs().max()) <= 0.4901
