@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, or - for standard input")
     parser.add_argument("-o", "--output", help="file or folder to write to, or - for standard output")
     parser.add_argument("-r", "--recursive", action="store_true", help="folders: with everything below")
-    parser.add_argument("--model", help=f"{', '.join(MODELS)}, a hub id, or a directory")
+    parser.add_argument("--model", help=f"{', '.join(MODELS)}, lanczos, a hub id, or a directory")
     parser.add_argument("--scale", type=float, help=f"more than 1, at most {MAX_SCALE:g}; fractions allowed (2)")
     parser.add_argument("--width", type=int, help="exact width in pixels, instead of a scale")
     parser.add_argument("--height", type=int, help="exact height in pixels, instead of a scale")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tile", type=int, help="side of a tile in pixels")
     parser.add_argument("--halo", type=int, help="context around a tile in pixels")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--max-megapixels", type=float, help="refuse larger inputs (250)")
+    parser.add_argument("--max-megapixels", type=float, help="refuse larger inputs (250, of what memory has to hold)")
     parser.add_argument("--estimate", action="store_true", help="say seconds, memory and size; make nothing")
     parser.add_argument("--overwrite", action="store_true", help="also files that were not made by this program")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
@@ -232,7 +232,8 @@ def _limits(max_megapixels: float | None) -> Limits:
         return Limits()
     if not math.isfinite(max_megapixels) or max_megapixels <= 0:
         raise core.OptionsError(f"--max-megapixels must be a number above 0, not {max_megapixels:g}")
-    return Limits(input_pixels=int(max_megapixels * 1e6))
+    most = int(max_megapixels * 1e6)
+    return Limits(input_pixels=most, held_pixels=most)
 
 
 def _format_of(inputs: Sequence[str], output: str | None) -> str | None:

@@ -53,6 +53,8 @@ _BY_MEDIA_TYPE = {
 MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 32_768}
 #: A BMP states its size in 32 bits; three bytes a pixel.
 MAX_BMP_PIXELS = 0xFFFF_0000 // 3
+#: Output formats that are written from top to bottom; the others hold a picture whole.
+STREAMED = frozenset({"jpeg", "png", "tiff", "bmp"})
 #: For messages.
 READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 #: Formats that store frames with times, and those that store pages.

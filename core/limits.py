@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import OptionsError, TooLarge, UnreadableImage
-from core.formats import MAX_BMP_PIXELS, MAX_SIDE
+from core.formats import MAX_BMP_PIXELS, MAX_SIDE, STREAMED
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Limits:
         input_bytes: size of the encoded input.
         input_pixels: width * height of the input, from its header, all frames or pages together.
         output_pixels: width * height of the result, all frames or pages together.
+        held_pixels: width * height of an input that cannot be decoded from top to bottom, so that memory has to hold
+            it, and a quarter of a result of that kind.
         frames: frames of an animation, or pages.
         side: longer side of the input.
         worker: decode in a separate process, where a crash, a hang or a blow-up of the decoder ends only that
@@ -25,8 +27,9 @@ class Limits:
     """
 
     input_bytes: int = 1_000_000_000
-    input_pixels: int = 250_000_000
-    output_pixels: int = 1_000_000_000
+    input_pixels: int = 40_000_000_000
+    output_pixels: int = 2_560_000_000_000
+    held_pixels: int = 250_000_000
     frames: int = 1_000
     side: int = 200_000
     worker: bool = False
@@ -53,6 +56,19 @@ def check_size(width: int, height: int, frames: int, limits: Limits) -> None:
         raise TooLarge(f"the input has {size}, over the limit of {megapixels}")
 
 
+def check_held(pixels: int, limits: Limits) -> None:
+    """Refuse what would have to be held whole to be decoded, by its header.
+
+    Raises:
+        TooLarge: over the limit.
+    """
+    if pixels > limits.held_pixels:
+        raise TooLarge(
+            f"the input has {pixels / 1e6:,.6g} megapixels that have to be held in memory at once, over the limit of "
+            f"{limits.held_pixels / 1e6:,.6g}: save it as a TIFF of strips or tiles, a PNG or an upright JPEG"
+        )
+
+
 def check_output_size(format: str, width: int, height: int, limits: Limits, frames: int = 1) -> None:
     """Refuse a result that is over the limit, or that the format cannot hold, before the work.
 
@@ -64,6 +80,11 @@ def check_output_size(format: str, width: int, height: int, limits: Limits, fram
         raise TooLarge(
             f"the result would have {width}x{height} pixels{f' in {frames} frames' if frames > 1 else ''}, "
             f"over the limit of {limits.output_pixels / 1e6:,.6g} megapixels: ask for a smaller scale"
+        )
+    if (frames > 1 or format not in STREAMED) and width * height * frames > 4 * limits.held_pixels:
+        raise TooLarge(
+            f"the result would have {width}x{height} pixels{f' in {frames} frames' if frames > 1 else ''} that have to "
+            f"be held in memory at once, over the limit of {4 * limits.held_pixels / 1e6:,.6g} megapixels: choose tiff"
         )
     longest = MAX_SIDE.get(format)
     if longest is not None and max(width, height) > longest:

@@ -148,7 +148,7 @@ _PUBLISHED = (
 )
 
 LANCZOS = ModelSpec(
-    "lanczos", "lanczos", "", 1, 1, 3, 3, 1024, 0.0, 0, "no network: the last step of the fallback chain"
+    "lanczos", "lanczos", "", 1, 1, 3, 3, 1024, 0.0, 0, "no network: resampled, and the last step of the fallback chain"
 )
 
 
@@ -232,6 +232,8 @@ def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -
     Returns:
         The model asked for, then others that may replace it; an embedded one last.
     """
+    if name == LANCZOS.name:
+        return (name,)
     last = embedded(wanted, format)
     if name is None:
         return (last,)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy.typing as npt
 
 from core.formats import ANIMATED, PAGED
 from core.metadata.carried import Metadata
+from core.pixels.bands import Bands, bands_of, gather
 
 #: uint8 or uint16.
 Pixels = npt.NDArray[Any]
@@ -29,6 +30,7 @@ class Probe:
         alpha: True when there may be transparency.
         bits: of the deepest channel; more than 8 become 16-bit pixels.
         pixels: of all frames or pages together; 0 stands for frames of this size.
+        streams: whether it is decoded from top to bottom; else it is held whole.
     """
 
     format: str
@@ -41,6 +43,7 @@ class Probe:
     alpha: bool = False
     bits: int = 8
     pixels: int = 0
+    streams: bool = True
 
     @property
     def result_format(self) -> str:
@@ -77,13 +80,11 @@ class SampleRange:
     nodata: float | None = None
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A decoded picture, frame or page, upright.
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    """What is known of a picture, frame or page beside its pixels.
 
     Attributes:
-        pixels: (height, width, channels), uint8 or uint16, one channel for greyscale, three for colour.
-        alpha: (height, width) of the same type, or None when there is no transparency.
         meta: what comes with it. Of an animation, the first frame has it all, the others only the profile.
         duration: milliseconds that the frame is shown.
         levels: for a TIFF of floats or wide integers, what the pixels stand for.
@@ -93,8 +94,6 @@ class Picture:
         notes: one line for each thing that was changed or left out.
     """
 
-    pixels: Pixels
-    alpha: Pixels | None = None
     meta: Metadata = field(default_factory=Metadata)
     duration: float = 0.0
     levels: SampleRange | None = None
@@ -102,6 +101,50 @@ class Picture:
     quality: int | None = None
     subsampling: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture(_Described):
+    """A decoded picture, frame or page, upright, held whole.
+
+    Attributes:
+        pixels: (height, width, channels), uint8 or uint16, one channel for greyscale, three for colour.
+        alpha: (height, width) of the same type, or None when there is no transparency.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class Scan(_Described):
+    """A picture, frame or page, upright, that comes from top to bottom and is never held whole.
+
+    Attributes:
+        bands: its pixels: uint8 or uint16.
+    """
+
+    bands: Bands
+
+
+def scan_of(picture: Picture | Scan) -> Scan:
+    """A picture in bands, whether it is held or not."""
+    if isinstance(picture, Scan):
+        return picture
+    return Scan(bands=bands_of(picture.pixels, picture.alpha), **description(picture))
+
+
+def held(picture: Picture | Scan) -> Picture:
+    """A picture held whole, for codecs that know no other."""
+    if isinstance(picture, Picture):
+        return picture
+    pixels, alpha = gather(picture.bands)
+    return Picture(pixels, alpha, **description(picture))
+
+
+def description(picture: Picture | Scan) -> dict[str, Any]:
+    """All that a picture and a scan have in common, by name."""
+    return {one.name: getattr(picture, one.name) for one in fields(_Described)}
 
 
 def frames_kept(format: str, source: Probe) -> int:

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,23 +20,23 @@ from core import models
 from core.atomic import atomic_file
 from core.codecs.base import Source
 from core.codecs.encode import encode
-from core.codecs.read import pages, probe, rewindable
+from core.codecs.read import probe, rewindable, scans
 from core.engine import allocator
 from core.engine.plan import make_plan
-from core.errors import TooLarge, UnreadableImage
+from core.errors import Cancelled, TooLarge, UnreadableImage
 from core.formats import MEDIA_TYPES, suffix_format
 from core.limits import Limits, check_output_size
 from core.metadata.carried import for_result
 from core.options import MAX_SCALE, Options, Progress, Result
-from core.picture import Picture, Pixels, Probe, frames_kept
-from core.pixels.alpha import extend_edges, keep_flat
-from core.pixels.resize import Rows, resize_rows
+from core.picture import Picture, Probe, Scan, description, frames_kept, held, scan_of
+from core.pixels.alpha import extend_edges_of, keep_flat, rows_near, survey
+from core.pixels.bands import ROWS, Bands, RowBuffer, Samples, ahead
+from core.pixels.resize import resize_rows
 
 if TYPE_CHECKING:
     from core.engine.load import Loaded
-    from core.engine.run import Part
 
-_LANCZOS_ROWS = 256  # input rows at a time where no network cuts the picture into strips
+_COMPARED_PIXELS = 1 << 22  # of a page that is compared with the one before
 
 
 def upscale(
@@ -66,6 +67,8 @@ def upscale(
     width, height = options.output_size(header.width, header.height)
     named = None if output is None else suffix_format(Path(output).suffix)
     format = options.format or named or header.result_format
+    if output is None:  # the result is held
+        limits = replace(limits, output_pixels=min(limits.output_pixels, 4 * limits.held_pixels))
     check_output_size(format, width, height, limits, frames_kept(format, header))
     try:
         if output is None:
@@ -151,37 +154,50 @@ def _run(
 
 def _upscaled(
     source: Source, format: str, options: Options, limits: Limits, loaded: Loaded, counter: _Counter
-) -> Iterator[Picture]:
-    """Yield each frame or page, upscaled, as the encoder asks for it."""
+) -> Iterator[Picture | Scan]:
+    """Yield each frame or page, which is upscaled while the encoder goes through its bands."""
     before: tuple[Picture, Picture] | None = None
     made = 0  # pixels; pages may differ in size, so that the first one's does not say it all
-    with closing(pages(source, limits)) as decoded:
+    with closing(scans(source, limits)) as decoded:
         for picture in itertools.islice(decoded, counter.frames):
-            height, width = picture.pixels.shape[:2]
-            out_width, out_height = options.output_size(width, height)
-            check_output_size(format, out_width, out_height, limits)
-            made += out_width * out_height
+            if counter.frames > 1 and _is_small(picture):
+                picture = held(picture)  # to see whether the next one is the same: animations hold still frames
+            bands = scan_of(picture).bands
+            size = bands.width, bands.height
+            out_size = options.output_size(*size)
+            check_output_size(format, *out_size, limits)
+            made += out_size[0] * out_size[1]
             if made > limits.output_pixels:
                 raise TooLarge(f"the pages would have more than {limits.output_pixels / 1e6:,.6g} megapixels together")
-            if before is not None and _same_pixels(before[0], picture):
-                result = before[1]
-            else:
-                result = _upscale(picture, out_height, out_width, options, loaded, counter.count)
             meta, notes = for_result(
                 picture.meta,
-                (width, height),
-                (out_width, out_height),
+                size,
+                out_size,
                 strip=options.strip,
                 drop_gps=options.drop_gps,
                 keep_size=options.keep_size,
             )
-            # What was the same for the frame before is reported only once.
-            result = replace(picture, pixels=result.pixels, alpha=result.alpha, meta=meta, notes=picture.notes + notes)
-            before = (picture, result) if counter.frames > 1 else None
-            counter.end_frame()
+            result: Picture | Scan = Scan(
+                bands=_enlarged(bands, *out_size, options, loaded, counter.count),
+                **description(replace(picture, meta=meta, notes=picture.notes + notes)),
+            )
+            if counter.frames > 1 and isinstance(picture, Picture):
+                if before is not None and _same_pixels(before[0], picture):
+                    result = replace(held(picture), **description(result))
+                    result = replace(result, pixels=before[1].pixels, alpha=before[1].alpha)
+                else:
+                    result = held(result)
+                before = picture, result
             yield result
+            counter.end_frame()
     if counter.shown < counter.frames:
         raise UnreadableImage("the picture is damaged: it ends before its last frame")
+
+
+def _is_small(picture: Picture | Scan) -> bool:
+    """True when two such pages, and their results, may be held to be compared."""
+    bands = scan_of(picture).bands
+    return bands.height * bands.width <= _COMPARED_PIXELS
 
 
 def _pixels_at_most(header: Probe, options: Options, frames: int) -> int:
@@ -213,76 +229,86 @@ def _same_pixels(one: Picture, other: Picture) -> bool:
     return np.array_equal(one.pixels, other.pixels) and np.array_equal(one.alpha, other.alpha)
 
 
-def _upscale(
-    picture: Picture, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
-) -> Picture:
-    """One frame or page, pixels and alpha."""
-    pixels, alpha = picture.pixels, picture.alpha
-    if alpha is not None:
-        pixels = extend_edges(pixels, alpha)
-    varies = alpha is not None and bool((alpha != alpha[0, 0]).any())
-    layers = 2 if varies else 1  # alpha takes as many tiles as colour
-    pixels = _upscale_pixels(
-        pixels, out_height, out_width, options, loaded, lambda done, total: progress(done, layers * total)
-    )
-    if alpha is None:
-        return replace(picture, pixels=pixels)
-    if not varies:
-        return replace(picture, pixels=pixels, alpha=np.full((out_height, out_width), alpha[0, 0], alpha.dtype))
-    # By the same network: on logos and letters the embedded one measured 5 to 8 dB over Lanczos, Swin2SR 13 to 18.
-    scaled = _upscale_pixels(
-        alpha[:, :, None], out_height, out_width, options, loaded, lambda done, total: progress(total + done, 2 * total)
-    )
-    return replace(picture, pixels=pixels, alpha=keep_flat(scaled[:, :, 0], alpha))
+def _enlarged(
+    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
+) -> Bands:
+    """A picture's bands, enlarged each time that they are read."""
+
+    def read() -> Iterator[Samples]:
+        stopped = threading.Event()
+
+        def count(done: int, total: int) -> None:
+            if stopped.is_set():
+                raise Cancelled("stopped")
+            progress(done, total)
+
+        # The network, or Lanczos, computes the next band while the one before is encoded.
+        return ahead(_enlarge(bands, out_width, out_height, options, loaded, count), stopped)
+
+    return replace(bands, width=out_width, height=out_height, read=read)
 
 
-def _upscale_pixels(
-    pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
-) -> Pixels:
-    """(h, w, 1 or 3) to (out_height, out_width, 1 or 3); only a tile, or a strip, is held in float beside the two."""
-    out = np.empty((out_height, out_width, pixels.shape[2]), pixels.dtype)
-    top = float(np.iinfo(pixels.dtype).max)
-    for y, x, values in _parts(pixels, out_height, out_width, options, loaded, progress):
-        if values.shape[2] != out.shape[2]:
-            values = values.mean(axis=2, keepdims=True)
-        values = np.multiply(values, top)
-        place = out[y : y + len(values), x : x + values.shape[1]]
-        place[:] = np.clip(np.rint(values, out=values), 0, top, out=values)
-        del values  # else it is held while the next is made
-    return out
+def _enlarge(
+    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
+) -> Iterator[Samples]:
+    """Bands of the result, (rows, out_width, channels), as they get ready; only those in work are held."""
+    opacity = survey(bands) if bands.alpha else None
+    constant = opacity is not None and not opacity.varies
+    with closing(ahead(iter(bands))) as read:
+        decoded: Iterator[Samples] = read
+        near: RowBuffer | None = None
+        if opacity is not None:
+            decoded, alpha = itertools.tee(decoded)
+            near = RowBuffer(band[:, :, -1:] for band in alpha)
+            decoded = extend_edges_of(decoded, opacity)
+        if constant:
+            near = None
+            decoded = (band[:, :, :-1] for band in decoded)
+        shown = replace(bands, alpha=bands.alpha and not constant, read=lambda: decoded)
+        y = 0
+        for band in _resampled(shown, out_width, out_height, options, loaded, progress):
+            if opacity is not None and constant:
+                band = np.dstack([band, np.full(band.shape[:2], opacity.first, band.dtype)])
+            elif near is not None:
+                top, bottom = rows_near(y, y + len(band), out_height, bands.height)
+                keep_flat(band[:, :, -1], y, out_height, near.rows(top, bottom)[:, :, 0], top, bands.height)
+            y += len(band)
+            yield band
+            del band
 
 
-def _parts(
-    pixels: Pixels, out_height: int, out_width: int, options: Options, loaded: Loaded, progress: Progress
-) -> Iterator[Part]:
-    """The result in parts as they get ready; a network's own as they are, but resampled ones in strips."""
+def _resampled(
+    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
+) -> Iterator[Samples]:
+    """Bands through the network, and to the exact size where that is no multiple; alpha like colour."""
     from core.engine import run
 
-    height, width = pixels.shape[:2]
-    strips: Iterator[Rows]
+    height, width, highest = bands.height, bands.width, np.iinfo(bands.dtype).max
+    strips: Iterator[Samples]
     if loaded.model is None:
-        strips = _lanczos_strips(pixels, progress)
+        strips = _in_floats(bands, progress)
     else:
         wanted = max(out_height / height, out_width / width)
         plan = make_plan(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
         height, width = height * plan.scale, width * plan.scale
-        if (height, width) == (out_height, out_width):
-            yield from run.upscale_parts(loaded.model, pixels, plan, progress)
+        whole = (height, width) == (out_height, out_width)
+        made = run.upscale_bands(loaded.model, bands, plan, progress, rounded=whole)
+        strips = (strip for _, strip in made)
+        if whole:
+            yield from strips
             return
-        strips = run.upscale_strips(loaded.model, pixels, plan, progress)
-    if pixels.shape[2] == 1:
-        strips = (strip.mean(axis=2, keepdims=True) for strip in strips)
-    y = 0
     for rows in resize_rows(strips, height, width, out_height, out_width):
-        yield y, 0, rows
-        y += len(rows)
+        if rows.dtype != bands.dtype:
+            rows = np.multiply(rows, highest)
+            rows = np.clip(np.rint(rows, out=rows), 0, highest, out=rows).astype(bands.dtype)
+        yield rows
         del rows
 
 
-def _lanczos_strips(pixels: Pixels, progress: Progress) -> Iterator[Rows]:
-    height, top = len(pixels), float(np.iinfo(pixels.dtype).max)
-    total = -(-height // _LANCZOS_ROWS)
-    for index in range(total):
-        rows = pixels[index * _LANCZOS_ROWS : (index + 1) * _LANCZOS_ROWS]
-        yield np.divide(rows, top, dtype=np.float32)
-        progress(index + 1, total)
+def _in_floats(bands: Bands, progress: Progress) -> Iterator[Samples]:
+    """What Lanczos works on: numbers of eight bits as they are, deeper ones in floats from 0 to 1."""
+    done = 0
+    for band in bands:
+        yield band if band.dtype == np.uint8 else np.divide(band, np.iinfo(band.dtype).max, dtype=np.float32)
+        done += len(band)
+        progress(-(-done // ROWS), -(-bands.height // ROWS))

@@ -17,11 +17,11 @@ from core.codecs.base import Source, decoder_errors
 from core.errors import TooLarge, UnreadableImage, describe
 from core.formats import READABLE, sniff
 from core.limits import Limits
-from core.picture import Picture, Probe
+from core.picture import Picture, Probe, Scan
 
 
 @contextmanager
-def open_source(source: Source, limits: Limits) -> Iterator[tuple[Probe, Callable[[], Iterator[Picture]]]]:
+def open_source(source: Source, limits: Limits) -> Iterator[tuple[Probe, Callable[[], Iterator[Picture | Scan]]]]:
     """Open a source lazily: the header is read, the pixels are not.
 
     Args:

@@ -7,26 +7,27 @@ up to 20 megapixels); the rest gets 95 with full colour resolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from core.codecs import jpeg, pillow, png, tiff, webp
+from core.codecs import bmp, jpeg, pillow, png, tiff_write, webp
 from core.codecs.base import USUAL_QUALITY
 from core.errors import OutputError, describe
 from core.metadata import geo
 from core.metadata.carried import Metadata, comment_of, exif_with_resolution
-from core.picture import Picture, Pixels, Probe, frames_kept
+from core.picture import Picture, Probe, Scan, frames_kept, scan_of
 from core.pixels import colour
 from core.pixels.alpha import over_white
+from core.pixels.bands import Bands, Samples
 
 _DEEP = frozenset({"png", "tiff"})
 
 
 def encode(
-    pictures: Iterable[Picture],
+    pictures: Iterable[Picture | Scan],
     stream: BinaryIO,
     format: str,
     quality: int | None = None,
@@ -55,20 +56,24 @@ def encode(
         better = "webp or png" if source.plays is not None else "tiff"
         notes[f"{format} holds one picture: the first of {source.frames} {kind} was taken; choose {better}"] = None
 
-    def fitting() -> Iterator[Picture]:
+    def fitting() -> Iterator[Scan]:
         for picture in pictures:
-            fits, said = _fit(picture, format, quality)
+            fits, said, later = _fit(scan_of(picture), format, quality)
             notes.update(dict.fromkeys(picture.notes + said))
             yield fits
+            notes.update(dict.fromkeys(later))  # what only its pixels could say
 
     try:
         if format == "png":
             png.write(stream, fitting(), frames, plays)
         elif format == "tiff":
-            notes.update(dict.fromkeys(tiff.write(stream, fitting(), pixels)))
+            notes.update(dict.fromkeys(tiff_write.write(stream, fitting(), pixels)))
         elif format == "jpeg":
-            for picture in fitting():  # one
-                jpeg.write(stream, picture, quality)
+            for scan in fitting():  # one
+                jpeg.write(stream, scan, quality)
+        elif format == "bmp":
+            for scan in fitting():  # one
+                bmp.write(stream, scan)
         else:
             pillow.write(stream, fitting(), format, quality, plays)
     except OSError as error:
@@ -76,53 +81,88 @@ def encode(
     return tuple(notes)
 
 
-def _fit(picture: Picture, format: str, quality: int | None) -> tuple[Picture, tuple[str, ...]]:
-    """The nearest that a format can hold, and notes."""
-    notes = []
-    pixels, alpha, meta = picture.pixels, picture.alpha, picture.meta
-    if alpha is not None and format in ("jpeg", "bmp"):
-        if alpha.min() < np.iinfo(alpha.dtype).max:
-            pixels = over_white(pixels, alpha)
-            notes.append(f"{format} has no transparency: the picture was put on white")
-        alpha = None
-    if picture.levels is not None and format != "tiff":
-        low, high = picture.levels.low, picture.levels.high
-        if picture.levels.nodata is not None:
+def _fit(scan: Scan, format: str, quality: int | None) -> tuple[Scan, tuple[str, ...], list[str]]:
+    """The nearest that a format can hold, notes, and notes that are known once its bands were read."""
+    notes: list[str] = []
+    later: list[str] = []
+    bands, meta = scan.bands, scan.meta
+    steps: list[Callable[[Samples], Samples]] = []
+    if bands.alpha and format in ("jpeg", "bmp"):
+        steps.append(_on_white(format, later))
+        bands = replace(bands, alpha=False)
+    if scan.levels is not None and format != "tiff":
+        low, high = scan.levels.low, scan.levels.high
+        if scan.levels.nodata is not None:
             notes.append("what has no data became transparent: only tiff has a number for it")
-        if (low, high) not in ((0.0, 1.0), (0.0, float(np.iinfo(pixels.dtype).max))):
+        if (low, high) not in ((0.0, 1.0), (0.0, float(np.iinfo(bands.dtype).max))):
             notes.append(f"numbers from {low:g} to {high:g} became black to white: only tiff holds them as they are")
-    if pixels.dtype == np.uint16 and format not in _DEEP:
-        pixels = _eight_bits(pixels)
-        alpha = None if alpha is None else _eight_bits(alpha)
+    if bands.dtype == np.uint16 and format not in _DEEP:
+        steps.append(_eight_bits)
+        bands = replace(bands, dtype=np.dtype(np.uint8))
         notes.append(f"{format} is written with 8 bits: choose png or tiff to keep 16")
     # WebP and AVIF store grey as colour; a grey profile does not fit that.
-    grey = pixels.shape[2] == 1
+    grey = bands.channels == 1
     widened = grey and format in ("webp", "avif")
     if meta.icc is not None and (format == "bmp" or (widened and colour.space_of(meta.icc) == "GRAY")):
         try:
-            pixels = colour.to_srgb(pixels, meta.icc)
-            if grey and not widened:
-                pixels = pixels[:, :, 1:2]
+            colour.to_srgb(np.zeros((1, 1, bands.channels), bands.dtype), meta.icc)
+            steps.append(_in_srgb(meta.icc, grey and not widened, bands.channels))
             notes.append(f"{format} cannot carry the colour profile: colours were converted to sRGB")
+            bands = replace(bands, channels=1 if grey and not widened else 3)
         except ValueError:
             notes.append(f"{format} cannot carry the colour profile, which could not be applied: it was left out")
         meta = replace(meta, icc=None)
-    elif widened:
-        pixels = np.repeat(pixels, 3, axis=2)
-    if format == "webp" and quality is None and picture.lossless and not webp.lossless_fits(picture):
+    if widened and bands.channels == 1:
+        steps.append(lambda band: np.concatenate([np.repeat(band[:, :, :1], 3, axis=2), band[:, :, 1:]], axis=2))
+        bands = replace(bands, channels=3)
+    if format == "webp" and quality is None and scan.lossless and not webp.lossless_fits(bands.height, bands.width):
         size = f"{webp.MAX_LOSSLESS_PIXELS / 1e6:g} megapixels"
         notes.append(f"over {size}, webp is written with quality {USUAL_QUALITY}: choose png to lose nothing")
     meta, lost = _fit_metadata(meta, format)
     if lost:
         notes.append(f"{format} has no place for {', '.join(lost)}")
-    return replace(picture, pixels=pixels, alpha=alpha, meta=meta), tuple(notes)
+    if steps:
+        bands = replace(bands, read=_through(scan.bands, steps))
+    return replace(scan, bands=bands, meta=meta), tuple(notes), later
 
 
-def _eight_bits(values: Pixels) -> Pixels:
-    out = np.empty(values.shape, np.uint8)
-    for row in range(0, len(values), 256):
-        out[row : row + 256] = (values[row : row + 256].astype(np.uint32) + 128) // 257
-    return out
+def _through(bands: Bands, steps: list[Callable[[Samples], Samples]]) -> Callable[[], Iterator[Samples]]:
+    """Bands after some steps, each of which works on any rows."""
+
+    def read() -> Iterator[Samples]:
+        for band in bands:
+            for step in steps:
+                band = step(band)
+            yield band
+
+    return read
+
+
+def _on_white(format: str, later: list[str]) -> Callable[[Samples], Samples]:
+    note = f"{format} has no transparency: the picture was put on white"
+
+    def step(band: Samples) -> Samples:
+        if (band[:, :, -1] == np.iinfo(band.dtype).max).all():
+            return band[:, :, :-1]
+        if note not in later:
+            later.append(note)
+        return over_white(band)
+
+    return step
+
+
+def _in_srgb(icc: bytes, one_channel: bool, channels: int) -> Callable[[Samples], Samples]:
+    def step(band: Samples) -> Samples:
+        converted = colour.to_srgb(band[:, :, :channels], icc)
+        if one_channel:
+            converted = converted[:, :, 1:2]
+        return converted if band.shape[2] == channels else np.dstack([converted, band[:, :, -1]])
+
+    return step
+
+
+def _eight_bits(values: Samples) -> Samples:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _fit_metadata(meta: Metadata, format: str) -> tuple[Metadata, list[str]]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from core.codecs.base import decoder_errors, to_16_bits, without_alpha
-from core.limits import Limits, check_size
+from core.limits import Limits, check_held, check_size
 from core.metadata.carried import Metadata, bounded
 from core.metadata.resolution import exif_dpi
 from core.picture import Picture, Pixels, Probe
@@ -32,7 +32,9 @@ def open_heif(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Calla
     check_size(width, height, 1, limits)
     others = len(file) - 1
     layers = str(file.mode).split(";")[0]
-    found = Probe("heif", width, height, size, str(file.mode), 1, None, layers[-1] in "Aa", int(file.info["bit_depth"]))
+    check_held(width * height, limits)
+    bits = int(file.info["bit_depth"])
+    found = Probe("heif", width, height, size, str(file.mode), 1, None, layers[-1] in "Aa", bits, streams=False)
 
     def decode_pages() -> Iterator[Picture]:
         nonlocal file
@@ -74,4 +76,4 @@ def _picture(values: Pixels, layers: str, info: dict[str, object], others: int) 
     icc, wrong = colour.checked(meta.icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
     if others > 0:
         said += (f"the first of {others + 1} pictures in the file was taken",)
-    return Picture(pixels, alpha, replace(meta, icc=icc), lossless=False, notes=notes + said + wrong)
+    return Picture(pixels, alpha, meta=replace(meta, icc=icc), lossless=False, notes=notes + said + wrong)

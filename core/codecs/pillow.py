@@ -5,6 +5,7 @@ Sizes and numbers of frames are known before Pillow allocates anything for them.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,17 +15,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from core.codecs import gif, jpeg, png, webp
+from core.codecs import gif, jpeg, png, streams, webp
 from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
 from core.errors import TooLarge, UnreadableImage
 from core.formats import FORMATS, READ_FORMATS
-from core.limits import Limits, check_size
+from core.limits import Limits, check_held, check_size
 from core.metadata import ifd
 from core.metadata.carried import Metadata, bounded
 from core.metadata.iptc import IPTC_RESOURCE, from_raw_profile
 from core.metadata.resolution import exif_dpi, valid_dpi
-from core.picture import Picture, Pixels, Probe
+from core.picture import Picture, Pixels, Probe, Scan, held
 from core.pixels import colour
+from core.pixels.bands import mirrored
 
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/"
 #: Texts of a PNG that are separate blocks in disguise.
@@ -33,7 +35,7 @@ _DISGUISED = re.compile(r"xml:com\.adobe\.xmp$|raw profile type ", re.IGNORECASE
 
 def open_image(
     stream: BinaryIO, format: str, head: bytes, size: int, limits: Limits, stack: ExitStack
-) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+) -> tuple[Probe, Callable[[], Iterator[Picture | Scan]]]:
     """The header of a file, and a function that decodes its frames.
 
     Args:
@@ -69,19 +71,22 @@ def open_image(
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
-    found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits)
+    streams_down = frames == 1 and not first and _streams(image, format)
+    if not streams_down:
+        check_held(width * height, limits)
+    found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
 
-    notes: list[str] = []
-    if bits > kept_bits:
-        notes.append(f"the frames have {bits} bits, of which 8 are read")
-    if first:
-        notes.append("the still picture for software without animation was left out")
-    if any(marker == "APP1" and data.startswith(_XMP_EXTENSION) for marker, data in getattr(image, "applist", ())):
-        notes.append("the extension of the XMP packet, beyond 64 kB, was left out")
-    if image.format == "MPO":
-        notes.append(f"the first of {getattr(image, 'n_frames', 1)} pictures in the file was taken")
+    notes = _left_out(image, bits if bits > kept_bits else 0, bool(first))
 
-    def decode_pages() -> Iterator[Picture]:
+    def decode_pages() -> Iterator[Picture | Scan]:
+        if streams_down:
+            at = stream.tell()  # Pillow would read on from here
+            with decoder_errors():
+                scan = _scan(image, format, stream)
+            if scan is not None:
+                yield replace(scan, notes=(*notes, *scan.notes))
+                return
+            stream.seek(at)
         deep: Iterator[Pixels] | None = None
         if kept_bits > 8:
             at = stream.tell()  # Pillow reads on from here
@@ -110,6 +115,20 @@ def open_image(
             yield picture
 
     return found, decode_pages
+
+
+def _left_out(image: Image.Image, deep: int, still: bool) -> tuple[str, ...]:
+    """A note for each thing in a file that is not read: samples of so many bits, the still beside an animation, ..."""
+    notes = []
+    if deep:
+        notes.append(f"the frames have {deep} bits, of which 8 are read")
+    if still:
+        notes.append("the still picture for software without animation was left out")
+    if any(marker == "APP1" and data.startswith(_XMP_EXTENSION) for marker, data in getattr(image, "applist", ())):
+        notes.append("the extension of the XMP packet, beyond 64 kB, was left out")
+    if image.format == "MPO":
+        notes.append(f"the first of {getattr(image, 'n_frames', 1)} pictures in the file was taken")
+    return tuple(notes)
 
 
 def _bits(format: str, head: bytes) -> int:
@@ -153,45 +172,96 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def _streams(image: Image.Image, format: str) -> bool:
+    """Whether a picture can be decoded from top to bottom, upright."""
+    kinds = {
+        "jpeg": image.mode in ("L", "RGB"),
+        "png": not image.info.get("interlace"),
+        "bmp": streams.is_plain_bmp(image),
+    }
+    return kinds.get(format, False) and _orientation(image) <= 2
+
+
+def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
+    """A picture that is decoded from top to bottom; None where it would not be upright, as the end of a PNG may say."""
+    width, height = image.size
+    if format == "png":
+        image = Image.open(io.BytesIO(png.without_pixels(stream)))
+        image.load()  # what comes after the pixels, such as texts
+    orientation = _orientation(image)
+    if orientation > 2:
+        return None
+    if format == "jpeg":
+        jpeg.check_scans(stream)
+    bands = streams.open_bmp(stream, image) if format == "bmp" else streams.open_vips(stream, format, height, width)
+    if orientation == 2:
+        bands = mirrored(bands)
+    return Scan(bands=bands, **_described(image, format, stream, bands.channels, later=False))
+
+
 def _picture(
     image: Image.Image, format: str, stream: BinaryIO, deep: Pixels | None, later: bool, animated: bool
 ) -> Picture:
     """A loaded image as a picture, with its samples of more than eight bits where it has such."""
-    meta, notes = bounded(_metadata(image))
     orientation = _orientation(image)
     duration = image.info.get("duration", 0.0) if animated else 0.0
+    pixels: Pixels
+    alpha: Pixels | None = None
+    converted: tuple[str, ...] | None = None
+    if deep is not None:
+        pixels, alpha = without_alpha(deep)
+    elif image.mode == "CMYK":
+        pixels, converted = colour.cmyk_to_rgb(np.asarray(image), bounded(_metadata(image))[0].icc)
+    else:
+        pixels, alpha = split(image)
+    if animated:
+        alpha = np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha
+    return Picture(
+        pixels=upright(pixels, orientation),
+        alpha=None if alpha is None else upright(alpha, orientation),
+        duration=float(duration) if isinstance(duration, (int, float)) else 0.0,
+        **_described(image, format, stream, pixels.shape[2], later, converted),
+    )
+
+
+def _described(
+    image: Image.Image,
+    format: str,
+    stream: BinaryIO,
+    channels: int,
+    later: bool,
+    converted: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """All but the pixels of a picture.
+
+    Args:
+        image: as Pillow has opened it.
+        format: of the file.
+        stream: the file; its position is changed.
+        channels: of colour.
+        later: of an animation, not its first frame.
+        converted: notes on a conversion to sRGB, after which the file's profile is no longer that of the pixels.
+    """
+    meta, notes = bounded(_metadata(image))
     lossless = format in ("png", "bmp", "gif")
     quality = subsampling = None
     if format == "jpeg":
         quality, subsampling = jpeg.coding(image)
     elif format == "webp" and not later:
         lossless = webp.is_lossless(stream)
-    pixels: Pixels
-    alpha: Pixels | None
-    icc = meta.icc
-    if deep is not None:
-        pixels, alpha = without_alpha(deep)
-    elif image.mode == "CMYK":
-        converted, said = colour.cmyk_to_rgb(np.asarray(image), icc)
-        pixels, alpha, icc, notes = converted, None, None, notes + said
-    else:
-        pixels, alpha = split(image)
-    if icc is None and meta.icc is None and format in ("png", "avif"):
+    icc = meta.icc if converted is None else None
+    notes += converted or ()
+    if meta.icc is None and format in ("png", "avif"):
         icc, said = png.stated_profile(image, stream) if format == "png" else _avif_profile(stream)
         notes += said
-    icc, said = colour.checked(icc, "GRAY" if pixels.shape[2] == 1 else "RGB")
-    if animated:
-        alpha = np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha
-    return Picture(
-        pixels=upright(pixels, orientation),
-        alpha=None if alpha is None else upright(alpha, orientation),
-        meta=Metadata(icc=icc) if later else replace(meta, icc=icc),
-        duration=float(duration) if isinstance(duration, (int, float)) else 0.0,
-        lossless=lossless,
-        quality=quality,
-        subsampling=subsampling,
-        notes=() if later else notes + said,
-    )
+    icc, said = colour.checked(icc, "GRAY" if channels == 1 else "RGB")
+    return {
+        "meta": Metadata(icc=icc) if later else replace(meta, icc=icc),
+        "lossless": lossless,
+        "quality": quality,
+        "subsampling": subsampling,
+        "notes": () if later else notes + said,
+    }
 
 
 def _read_deep(data: bytes, format: str, bits: int, frames: int) -> Iterator[Pixels]:
@@ -262,16 +332,17 @@ def _decoded(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def write(stream: BinaryIO, pictures: Iterator[Picture], format: str, quality: int | None, plays: int | None) -> None:
-    """Write a WebP, AVIF or BMP, or an animation.
+def write(stream: BinaryIO, scans: Iterator[Scan], format: str, quality: int | None, plays: int | None) -> None:
+    """Write a WebP or AVIF, or an animation, which are held whole.
 
     Args:
         stream: open for writing, binary.
-        pictures: one for each frame, at least one; the first one's metadata is written.
-        format: "webp", "avif" or "bmp".
+        scans: one for each frame, at least one; the first one's metadata is written.
+        format: "webp" or "avif".
         quality: 1 to 100; None chooses.
         plays: how often an animation is played, 0 forever; None for a single picture.
     """
+    pictures = (held(scan) for scan in scans)
     first = next(pictures)
     meta = first.meta
     extra: dict[str, Any] = {}
@@ -285,8 +356,6 @@ def write(stream: BinaryIO, pictures: Iterator[Picture], format: str, quality: i
         extra["exif"] = b"Exif\0\0" + meta.exif
     if meta.xmp is not None:
         extra["xmp"] = meta.xmp
-    if meta.dpi is not None and max(meta.dpi) < 65_536 and format == "bmp":
-        extra["dpi"] = meta.dpi
     if plays is not None:
         durations = [round(first.duration)]
         images = [_image(first)]

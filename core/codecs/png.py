@@ -5,10 +5,13 @@ Follows the PNG specification, third edition (APNG included).
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,44 +20,49 @@ from PIL import Image
 
 from core.metadata.carried import Metadata
 from core.metadata.iptc import raw_profile
-from core.picture import Picture
+from core.picture import Scan
 from core.pixels import colour
+from core.pixels.bands import Bands, Samples, in_rows
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BAND_BYTES = 1 << 22  # compressed at once
 _LEVEL = 4  # of deflate: 6 takes three times as long for 2 % less
 
 
-def write(stream: BinaryIO, pictures: Iterator[Picture], frames: int, plays: int | None) -> None:
-    """Write a picture, or the frames of an animation.
+def write(stream: BinaryIO, scans: Iterator[Scan], frames: int, plays: int | None) -> None:
+    """Write a picture band by band, or the frames of an animation.
 
     Args:
         stream: open for writing, binary.
-        pictures: one for each frame, all of one size and type; the first one's metadata is written.
+        scans: one for each frame, all of one size and type; the first one's metadata is written.
         frames: how many there are.
         plays: how often an animation is played, 0 forever; None for a single picture.
     """
     sequence = 0
-    previous: npt.NDArray[Any] | None = None
-    for picture in pictures:
-        samples = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
-        left = top = 0
-        part = samples
-        if previous is not None:  # only what changed is stored; it replaces what was there
-            left, top, part = _changed(previous, samples)
-        header, parts = _compressed(part)
-        if previous is None:
+    previous: Samples | None = None
+    for scan in scans:
+        bands, left, top = scan.bands, 0, 0
+        if plays is not None:  # of later frames only what changed is stored; it replaces what was there
+            samples = np.concatenate(list(bands))
+            part = samples
+            if previous is not None:
+                left, top, part = _changed(previous, samples)
+            bands = replace(bands, height=len(part), width=part.shape[1], read=partial(iter, (part,)))
+        if not sequence:
+            kind = {1: 0, 2: 4, 3: 2, 4: 6}[bands.samples]
+            header = struct.pack(">IIBBBBB", bands.width, bands.height, 8 * bands.dtype.itemsize, kind, 0, 0, 0)
             stream.write(_SIGNATURE + _chunk(b"IHDR", header))
-            for name, content in _ancillary(picture.meta):
+            for name, content in _ancillary(scan.meta):
                 stream.write(_chunk(name, content))
             if plays is not None:
                 stream.write(_chunk(b"acTL", struct.pack(">II", frames, plays)))
         if plays is not None:
-            seconds = Fraction(max(0.0, picture.duration) / 1000).limit_denominator(1000)
+            seconds = Fraction(max(0.0, scan.duration) / 1000).limit_denominator(1000)
             delay = (min(seconds.numerator, 65535), seconds.denominator)
-            place = (part.shape[1], part.shape[0], left, top)
+            place = (bands.width, bands.height, left, top)
             stream.write(_chunk(b"fcTL", struct.pack(">IIIIIHHBB", sequence, *place, *delay, 0, 0)))
             sequence += 1
-        for data in parts:
+        for data in _compressed(bands):
             if previous is None:
                 stream.write(_chunk(b"IDAT", data))
             else:
@@ -74,14 +82,22 @@ def _changed(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> tuple[int, in
     return left, top, after[top : rows[-1] + 1, left : columns[-1] + 1]
 
 
-def _compressed(samples: npt.NDArray[Any]) -> tuple[bytes, list[memoryview]]:
-    """What IHDR and each IDAT hold for (h, w, 1 to 4) uint8 or uint16."""
+def _compressed(bands: Bands) -> Iterator[bytes]:
+    """What each IDAT holds, for 1 to 4 channels of uint8 or uint16."""
     import imagecodecs
 
-    data = imagecodecs.png_encode(np.ascontiguousarray(samples), level=_LEVEL)
-    chunks = list(_chunks(data))
-    [header] = [bytes(content) for name, content in chunks if name == b"IHDR"]
-    return header, [content for name, content in chunks if name == b"IDAT"]
+    packer = zlib.compressobj(_LEVEL)
+    above: Samples | None = None  # the last row of the band before, which the filters look at
+    for band in in_rows(bands, max(1, _BAND_BYTES // bands.row_bytes)):
+        rows = np.ascontiguousarray(band) if above is None else np.concatenate([above, band])
+        # Filtered by libpng, and stored without compression in a PNG that is taken apart again.
+        stored = _chunks(imagecodecs.png_encode(rows, level=0))
+        filtered = zlib.decompress(b"".join(content for name, content in stored if name == b"IDAT"))
+        skipped = 0 if above is None else 1 + bands.row_bytes
+        above = band[-1:].copy()
+        if data := packer.compress(memoryview(filtered)[skipped:]):
+            yield data
+    yield packer.flush()
 
 
 def _chunks(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -96,6 +112,28 @@ def _chunks(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, memor
 def _chunk(name: bytes, data: bytes | memoryview) -> bytes:
     checksum = zlib.crc32(data, zlib.crc32(name))
     return b"".join((struct.pack(">I", len(data)), name, data, struct.pack(">I", checksum)))
+
+
+def without_pixels(stream: BinaryIO) -> bytes:
+    """A PNG of one pixel with all other chunks of a file, of which only their own bytes are read."""
+    stream.seek(len(_SIGNATURE))
+    parts, stored = [_SIGNATURE], False
+    while len(head := stream.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"IDAT":
+            stream.seek(length + 4, os.SEEK_CUR)
+            if not stored:
+                parts.append(_chunk(b"IDAT", zlib.compress(bytes(9))))  # the most that a pixel has, and its filter
+            stored = True
+            continue
+        content = stream.read(length + 4)
+        if name == b"IHDR":  # width and height are its first numbers
+            parts.append(_chunk(name, struct.pack(">II", 1, 1) + content[8:-4]))
+        else:
+            parts += [head, content]
+        if name == b"IEND":
+            break
+    return b"".join(parts)
 
 
 def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:

@@ -16,8 +16,8 @@ from core.codecs.base import Source
 from core.codecs.decode import open_source
 from core.errors import UnreadableImage, describe
 from core.formats import check_declared
-from core.limits import Limits
-from core.picture import Picture, Probe
+from core.limits import Limits, check_held
+from core.picture import Picture, Probe, Scan, held, scan_of
 
 
 def probe(source: Source, limits: Limits | None = None, *, declared: str | None = None) -> Probe:
@@ -46,12 +46,17 @@ def probe(source: Source, limits: Limits | None = None, *, declared: str | None 
     return found
 
 
-def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
+def scans(source: Source, limits: Limits | None = None) -> Generator[Picture | Scan]:
     """Decode frame by frame, or page by page, to upright pixels; a single picture is one page.
+
+    A scan is read while the generator waits, before the next page is asked for.
 
     Args:
         source: a path, the encoded bytes, or a binary file object (left open).
         limits: what to refuse; the defaults of `Limits` when None.
+
+    Yields:
+        Scans of what can be decoded from top to bottom, pictures held whole of all else.
 
     Raises:
         UnreadableImage: not an image in a format that we read, or damaged.
@@ -61,10 +66,19 @@ def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
     if limits.worker:
         from core.codecs import sandbox
 
-        yield from sandbox.pages(source, limits)
+        yield from sandbox.scans(source, limits)
         return
     with open_source(source, limits) as (_, decode_pages):
         yield from decode_pages()
+
+
+def pages(source: Source, limits: Limits | None = None) -> Generator[Picture]:
+    """`scans`, each held whole. Raises: TooLarge, also when it is more than memory may hold."""
+    limits = limits or Limits()
+    for picture in scans(source, limits):
+        bands = scan_of(picture).bands
+        check_held(bands.height * bands.width, limits)
+        yield held(picture)
 
 
 def decode(source: Source, limits: Limits | None = None) -> Picture:

@@ -14,6 +14,7 @@ is no need for this.
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 import resource
@@ -25,7 +26,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +40,8 @@ from core.codecs.decode import open_source
 from core.errors import InputError, TooLarge, UnreadableImage, describe
 from core.limits import Limits
 from core.metadata.carried import MAX_BLOCK, MAX_TEXT, Metadata
-from core.picture import Picture, Pixels, Probe, SampleRange
+from core.picture import Picture, Pixels, Probe, SampleRange, Scan, scan_of
+from core.pixels.bands import Bands, Samples
 
 _BLOCKS = ("icc", "exif", "xmp", "iptc", "tiff")
 _MAX_HEADER = 8 * MAX_TEXT
@@ -52,13 +56,37 @@ def probe(source: Source, limits: Limits) -> Probe:
     raise UnreadableImage("the picture is damaged: its header could not be read")
 
 
-def pages(source: Source, limits: Limits) -> Generator[Picture]:
-    """`core.codecs.read.pages`, in the other process. The next page is decoded while this one is worked on."""
-    for header, blobs in _asked("pages", source, limits):
-        yield deserialize(header["picture"], blobs)
+def scans(source: Source, limits: Limits) -> Generator[Picture | Scan]:
+    """`core.codecs.read.scans`, in the other process. The next page is decoded while this one is worked on."""
+    for index, (header, blobs) in enumerate(_asked("pages", source, limits)):
+        described = deserialize(header["picture"], blobs)
+        if isinstance(described, Scan):
+            described = replace(described, bands=_bands(described.bands, index, source, limits))
+        yield described
 
 
-def _asked(what: str, source: Source, limits: Limits) -> Iterator[tuple[dict[str, Any], Iterator[bytearray]]]:
+def _bands(announced: Bands, page: int, source: Source, limits: Limits) -> Bands:
+    """The bands of a page that is not held: the file is opened anew each time that they are asked for."""
+
+    def read() -> Iterator[Samples]:
+        left = announced.height
+        with closing(_asked("bands", source, limits, page)) as messages:
+            for _, blobs in messages:
+                data = next(blobs, bytearray())
+                rows = len(data) // announced.row_bytes
+                if not 0 < rows <= left or rows * announced.row_bytes != len(data):
+                    raise UnreadableImage("the picture broke its decoder")
+                left -= rows
+                yield np.frombuffer(data, announced.dtype).reshape(rows, announced.width, announced.samples)
+        if left:
+            raise UnreadableImage("the picture is damaged: it ends before its last row")
+
+    return replace(announced, read=read)
+
+
+def _asked(
+    what: str, source: Source, limits: Limits, page: int = 0
+) -> Generator[tuple[dict[str, Any], Iterator[bytearray]]]:
     """Messages of the process that does it, until it says that it is done."""
     ours, theirs = socket.socketpair()
     with ours:
@@ -67,7 +95,7 @@ def _asked(what: str, source: Source, limits: Limits) -> Iterator[tuple[dict[str
         # Waiting is bounded by the clock as well: a process that sleeps takes no CPU time.
         ours.settimeout(2 * limits.worker_seconds + 30)
         try:
-            _send(ours, {"what": what, "limits": asdict(limits)}, [])
+            _send(ours, {"what": what, "limits": asdict(limits), "page": page}, [])
             while True:
                 header = _receive_header(ours)
                 if "error" in header:
@@ -99,6 +127,8 @@ def _as_file(source: Source, limits: Limits) -> BinaryIO:
     try:
         if isinstance(source, (str, os.PathLike)):
             return Path(source).open("rb")
+        if not isinstance(source, (bytes, bytearray, memoryview)):
+            source.seek(0)  # it may have been read before
         data = source if isinstance(source, (bytes, bytearray, memoryview)) else source.read(limits.input_bytes + 1)
     except (OSError, ValueError) as error:
         raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
@@ -191,20 +221,29 @@ def _receive_header(connection: socket.socket) -> dict[str, Any]:
 
 def _receive_blobs(connection: socket.socket, header: dict[str, Any], limits: Limits) -> Iterator[bytearray]:
     sizes = [int(size) for size in header["blobs"]]
-    if any(size < 0 for size in sizes) or sum(sizes) > 8 * limits.input_pixels + len(_BLOCKS) * MAX_BLOCK:
+    if (
+        any(size < 0 for size in sizes)
+        or sum(sizes) > 8 * min(limits.input_pixels, limits.held_pixels) + len(_BLOCKS) * MAX_BLOCK
+    ):
         raise ValueError("more than was allowed")
     return iter([_receive(connection, size) for size in sizes])
 
 
-def serialize(picture: Picture) -> tuple[dict[str, Any], list[memoryview]]:
-    """A picture as a header for JSON and the bytes that follow it: pixels, alpha, then the blocks of its metadata."""
-    meta = picture.meta
-    layers = [np.ascontiguousarray(layer) for layer in (picture.pixels, picture.alpha) if layer is not None]
+def serialize(picture: Picture | Scan) -> tuple[dict[str, Any], list[memoryview]]:
+    """A picture as a header for JSON and the bytes that follow it: pixels, alpha, then the blocks of its metadata.
+
+    The pixels of a scan do not follow: they are asked for.
+    """
+    meta, bands = picture.meta, scan_of(picture).bands
+    layers: list[Pixels] = []
+    if isinstance(picture, Picture):
+        layers = [np.ascontiguousarray(layer) for layer in (picture.pixels, picture.alpha) if layer is not None]
     blocks = {name: getattr(meta, name) for name in _BLOCKS if getattr(meta, name) is not None}
     header = {
-        "shape": picture.pixels.shape,
-        "dtype": str(picture.pixels.dtype),
-        "alpha": picture.alpha is not None,
+        "shape": (bands.height, bands.width, bands.channels),
+        "dtype": str(bands.dtype),
+        "alpha": bands.alpha,
+        "held": isinstance(picture, Picture),
         "blocks": list(blocks),
         "dpi": meta.dpi,
         "text": meta.text,
@@ -218,23 +257,23 @@ def serialize(picture: Picture) -> tuple[dict[str, Any], list[memoryview]]:
     return header, [layer.data.cast("B") for layer in layers] + [memoryview(block) for block in blocks.values()]
 
 
-def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
-    """The picture that `serialize` took apart, with every number, type and size checked.
+def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture | Scan:
+    """The picture that `serialize` took apart, with every number, type and size checked; a scan has no rows yet.
 
     Raises:
         UnreadableImage: it is not one.
     """
     try:
         height, width, channels = (int(side) for side in header["shape"])
-        if header["dtype"] not in ("uint8", "uint16") or channels not in (1, 3):
+        if header["dtype"] not in ("uint8", "uint16") or channels not in (1, 3) or min(height, width) < 1:
             raise ValueError("no pixels")
         dtype = np.dtype(header["dtype"])
 
         def layer(*shape: int) -> Pixels:
             return np.frombuffer(next(blobs), dtype).reshape(shape)
 
-        pixels = layer(height, width, channels)
-        alpha = layer(height, width) if header["alpha"] else None
+        pixels = layer(height, width, channels) if header["held"] else None
+        alpha = layer(height, width) if header["alpha"] and pixels is not None else None
         blocks = {name: bytes(next(blobs)) for name in header["blocks"] if name in _BLOCKS}
         dpi, levels = header["dpi"], header["levels"]
         text = tuple((str(key), str(value)) for key, value in header["text"])
@@ -245,17 +284,19 @@ def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
             numbers = {name: float(levels[name]) for name in ("low", "high", "middle", "scale")}
             nodata = None if levels["nodata"] is None else float(levels["nodata"])
             levels = SampleRange(str(levels["dtype"]), **numbers, nodata=nodata)
-        return Picture(
-            pixels,
-            alpha,
-            meta,
-            duration=float(header["duration"]),
-            levels=levels,
-            lossless=bool(header["lossless"]),
-            quality=None if header["quality"] is None else int(header["quality"]),
-            subsampling=None if header["subsampling"] is None else str(header["subsampling"]),
-            notes=tuple(str(note) for note in header["notes"]),
-        )
+        described: dict[str, Any] = {
+            "meta": meta,
+            "duration": float(header["duration"]),
+            "levels": levels,
+            "lossless": bool(header["lossless"]),
+            "quality": None if header["quality"] is None else int(header["quality"]),
+            "subsampling": None if header["subsampling"] is None else str(header["subsampling"]),
+            "notes": tuple(str(note) for note in header["notes"]),
+        }
+        if pixels is not None:
+            return Picture(pixels, alpha, **described)
+        bands = Bands(height, width, channels, bool(header["alpha"]), dtype, partial(iter, ()))
+        return Scan(bands=bands, **described)
     except (ValueError, KeyError, TypeError, StopIteration, OverflowError) as error:
         raise UnreadableImage("the picture broke its decoder") from error
 
@@ -265,11 +306,14 @@ def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture:
 
 def _serve(descriptor: int) -> None:
     """Fork for each pair of descriptors that arrives, until the other end is closed."""
+    import pyvips  # noqa: F401 - starts no threads, which would not survive a fork
+    import tifffile  # noqa: F401
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, ImageCms, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
     from core.codecs import (
         heif,  # noqa: F401
         pillow,  # noqa: F401
+        segments,  # noqa: F401
         tiff,  # noqa: F401
     )
 
@@ -302,6 +346,12 @@ def _work(connection_descriptor: int, file_descriptor: int) -> None:
             with open_source(file, limits) as (found, decode_pages):
                 if request["what"] == "probe":
                     _send(connection, {"probe": asdict(found)}, [])
+                elif request["what"] == "bands":
+                    [picture] = itertools.islice(decode_pages(), int(request["page"]), int(request["page"]) + 1)
+                    for band in scan_of(picture).bands:
+                        signal.alarm(0)  # the other end may take its time
+                        _send(connection, {}, [np.ascontiguousarray(band).data.cast("B")])
+                        signal.alarm(patience)
                 else:
                     for picture in decode_pages():
                         signal.alarm(0)  # the other end may take its time

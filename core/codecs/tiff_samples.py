@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.codecs.base import to_16_bits, upright
+from core.codecs.segments import COMPRESSIONS
 from core.codecs.tiff_tags import (
     CIELAB,
     CMYK,
@@ -49,8 +50,6 @@ from core.pixels.alpha import unpremultiply
 
 Samples = npt.NDArray[Any]
 
-#: Compressions that tifffile is let decode: none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard.
-_SIMPLE = frozenset([1, 5, 8, 32946, 32773, 34925, 50000])
 #: Compressions that libtiff decodes: CCITT (three), JPEG (two), LERC, WebP.
 _CODED = frozenset([2, 3, 4, 6, 7, 34887, 50001])
 _JPEG = frozenset([6, 7])
@@ -75,7 +74,7 @@ def read(stream: BinaryIO, page: Page, meta: Metadata) -> Picture:
         UnreadableImage: of a kind that is not read.
     """
     values, as_rgb = _samples(stream, page)
-    picture = _interpreted(values, page, RGB if as_rgb else page.photometric, meta)
+    picture = interpreted(values, page, RGB if as_rgb else page.photometric, meta)
     alpha = picture.alpha
     return replace(
         picture,
@@ -92,7 +91,7 @@ def _samples(stream: BinaryIO, page: Page) -> tuple[Samples, bool]:
         raise UnreadableImage(
             f"a TIFF with photometric interpretation {page.photometric} is not read: save it in grey, RGB or CMYK"
         )
-    if page.compression not in _SIMPLE | _CODED:
+    if page.compression not in COMPRESSIONS | _CODED:
         raise UnreadableImage(f"a TIFF with compression {page.compression} is not read: {_WHOLE_JPEG}")
     if page.compression in _CODED or ycbcr:
         return _by_libtiff(stream, page, as_rgb=ycbcr and page.compression != 7), ycbcr
@@ -147,8 +146,15 @@ def _shaped(values: Samples, page: Page) -> Samples:
     raise UnreadableImage("the picture is damaged: its directory contradicts itself")
 
 
-def _interpreted(values: Samples, page: Page, photometric: int, meta: Metadata) -> Picture:
-    """Samples, (h, w, samples) of any type, as a picture, not yet upright."""
+def interpreted(values: Samples, page: Page, photometric: int, meta: Metadata) -> Picture:
+    """Samples as a picture, not yet upright.
+
+    Args:
+        values: (h, w, samples) of any type; of a page that `core.codecs.segments.streams`, any of its rows.
+        page: what its directory says.
+        photometric: what the samples stand for (TIFF 6.0, tag 262).
+        meta: what comes with it.
+    """
     colours = COLOURS[photometric]
     if values.shape[2] < colours:
         raise UnreadableImage("the picture is damaged: it has too few samples for its colours")

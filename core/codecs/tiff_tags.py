@@ -30,7 +30,7 @@ COLOURS = {MIN_IS_WHITE: 1, MIN_IS_BLACK: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR:
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 _FACTS = frozenset([WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, TILE_WIDTH, TILE_HEIGHT])
 _FACTS |= {EXTRA_SAMPLES, SAMPLE_FORMAT, XMP, IPTC, PHOTOSHOP, ICC, SUBFILE_KIND, OLD_SUBFILE_KIND, WHITE_POINT}
-_FACTS |= {COLOUR_MAP, SUBDIRECTORIES, NODATA, DNG_VERSION}
+_FACTS |= {ROWS_PER_STRIP, COLOUR_MAP, SUBDIRECTORIES, NODATA, DNG_VERSION}
 _FACTS |= {ifd.ORIENTATION, ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT}
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I"}
 _DEVELOP = "this is a camera's raw file, of which only the preview could be read: develop it first, to TIFF or JPEG"
@@ -140,7 +140,7 @@ def read_pages(stream: BinaryIO, limits: Limits) -> Pages:
         _refuse_raw(stream, page, big)
         check_size(page.width, page.height, len(found) + 1, replace(limits, input_pixels=1 << 62))
         tile = page.numbers(TILE_WIDTH, (0,))[0] * page.numbers(TILE_HEIGHT, (0,))[0]
-        if tile > max(limits.input_pixels, 1 << 20):
+        if tile > max(min(limits.input_pixels, limits.held_pixels), 1 << 20):
             raise TooLarge("the picture's tiles are larger than any picture may be")
         found.append(page)
         offset = following

@@ -34,10 +34,9 @@ def is_lossless(stream: BinaryIO) -> bool:
     return False
 
 
-def lossless_fits(picture: Picture) -> bool:
-    """True when the picture is small enough to be written without loss."""
-    height, width = picture.pixels.shape[:2]
-    return int(height * width) <= MAX_LOSSLESS_PIXELS
+def lossless_fits(height: int, width: int) -> bool:
+    """True when a picture is small enough to be written without loss."""
+    return height * width <= MAX_LOSSLESS_PIXELS
 
 
 def save_options(picture: Picture, quality: int | None) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def save_options(picture: Picture, quality: int | None) -> dict[str, Any]:
         picture: the first, or only one.
         quality: 1 to 100; None writes without loss what was stored so, and 95 the rest.
     """
-    if quality is None and picture.lossless and lossless_fits(picture):
+    if quality is None and picture.lossless and lossless_fits(*picture.pixels.shape[:2]):
         # Here the number means effort: more of it takes six times as long and twice the memory for 5 %.
         return {"lossless": True, "quality": 20, "method": 2, "exact": True}
     return {"quality": quality or USUAL_QUALITY, "method": 4, "exact": True}

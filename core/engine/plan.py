@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from core.engine import tiling
 from core.models import ModelSpec
 
+_STRIP_PIXELS = 1 << 25  # of the result that a row of tiles makes, which is held: 100 MB for colour of 8 bits
 _SMALLEST_TILE = 64  # input pixels; below, most of the work is halo
 #: What a tile may take that is computed beside others: the larger, the less its halo costs.
 _REGION_BYTES = 92_000_000
@@ -57,6 +58,11 @@ def make_plan(
     return UpscalePlan(passes, scale, context, tile)
 
 
+def _strip_rows(plan: UpscalePlan, width: int) -> int:
+    """How high a row of tiles may be where the picture is very wide, halo not counted, in input pixels."""
+    return max(_SMALLEST_TILE, _STRIP_PIXELS // (width * plan.scale**2))
+
+
 def lay_out(
     spec: ModelSpec, plan: UpscalePlan, height: int, width: int, *, at_once: int, side: int = 1 << 20
 ) -> list[list[tiling.Tile]]:
@@ -73,13 +79,14 @@ def lay_out(
     Returns:
         Rows of tiles from top to bottom, each row from left to right.
     """
+    most = _strip_rows(plan, width)
     shrink = spec.scale ** (plan.passes - 1)  # the last pass sees a picture that is as many times as large
     if plan.tile is None and at_once and side >= max(height, width):
         smallest = tiling.region_side(_SMALLEST_TILE, plan.halo, spec.window) ** 2
         largest = max(_REGION_BYTES // (spec.tile_bytes * shrink**2), smallest)
-        return tiling.cheapest_rows(height, width, largest, plan.halo, spec.window, at_once)
+        return tiling.cheapest_rows(height, width, largest, plan.halo, spec.window, at_once, most)
     tile = plan.tile or max(spec.tile // shrink, _SMALLEST_TILE)
-    return tiling.tile_rows(height, width, min(tile, side - 2 * plan.halo), plan.halo, spec.window)
+    return tiling.tile_rows(height, width, min(tile, side - 2 * plan.halo), plan.halo, spec.window, most)
 
 
 def operations(spec: ModelSpec, plan: UpscalePlan) -> float:

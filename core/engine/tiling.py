@@ -98,7 +98,9 @@ def _even_size(count: int, need: int, halo: int, window: int) -> int:
     return round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
 
 
-def cheapest_rows(height: int, width: int, largest: int, halo: int, window: int, at_once: int) -> list[list[Tile]]:
+def cheapest_rows(
+    height: int, width: int, largest: int, halo: int, window: int, at_once: int, most_rows: int | None = None
+) -> list[list[Tile]]:
     """Cut a whole picture into the tiles that take the least time.
 
     Args:
@@ -108,6 +110,7 @@ def cheapest_rows(height: int, width: int, largest: int, halo: int, window: int,
         halo: context around the owned part, pixels.
         window: the model's grid, pixels.
         at_once: how many tiles are computed side by side, each in a time that goes by its region's pixels.
+        most_rows: as for `tile_rows`.
 
     Returns:
         Rows of tiles from top to bottom, each row from left to right.
@@ -134,17 +137,21 @@ def cheapest_rows(height: int, width: int, largest: int, halo: int, window: int,
     columns = list(counts(wide))
     best: tuple[int, int, int] | None = None
     for rows in counts(high):
+        if most_rows is not None and rows[1] > round_up(most_rows, window) + 2 * halo:
+            continue
         first = bisect.bisect_left(columns, -largest, key=lambda column: -rows[1] * column[1])
         for column in columns[first : first + at_once + 1]:
             found = cost(rows, column), rows[0], column[0]
             best = found if best is None else min(best, found)
     if best is None:  # no region is that small: the smallest there are
-        return tile_rows(height, width, window, halo, window)
+        return tile_rows(height, width, window, halo, window, most_rows)
     columns_of = _evenly(best[2], 0, wide, halo, window, 0, width)
     return [[Tile(row, column) for column in columns_of] for row in _evenly(best[1], 0, high, halo, window, 0, height)]
 
 
-def tile_rows(height: int, width: int, tile: int, halo: int, window: int) -> list[list[Tile]]:
+def tile_rows(
+    height: int, width: int, tile: int, halo: int, window: int, most_rows: int | None = None
+) -> list[list[Tile]]:
     """Cut a whole picture into tiles.
 
     Args:
@@ -153,12 +160,14 @@ def tile_rows(height: int, width: int, tile: int, halo: int, window: int) -> lis
         tile: largest owned side, pixels.
         halo: context around the owned part, pixels.
         window: the model's grid, pixels.
+        most_rows: largest owned height, where that is less than `tile`: a row of tiles is held, however wide it is.
 
     Returns:
         Rows of tiles from top to bottom, each row from left to right.
     """
     columns = spans(width, tile, halo, window)
-    return [[Tile(row, column) for column in columns] for row in spans(height, tile, halo, window)]
+    tall = tile if most_rows is None else min(tile, most_rows)
+    return [[Tile(row, column) for column in columns] for row in spans(height, tall, halo, window)]
 
 
 def split(part: Tile, height: int, width: int, tile: int, halo: int, window: int) -> list[Tile]:

@@ -18,7 +18,22 @@ def test_a_huge_picture_is_refused_before_decoding() -> None:
     assert len(data) < 120_000
     for call in (core.probe, decode, core.upscale):
         with pytest.raises(core.TooLarge, match="50000x50000"):
-            call(data)
+            call(data, limits=core.Limits(input_pixels=250_000_000))
+
+
+def test_only_what_memory_has_to_hold_is_limited() -> None:
+    assert core.probe(huge_png()).streams
+    with pytest.raises(core.TooLarge, match="held in memory"):
+        decode(huge_png())
+    with pytest.raises(core.TooLarge, match="100000x100000"):  # the result would be bytes in memory
+        core.upscale(huge_png())
+    for format in ("GIF", "WEBP"):
+        data = saved(Image.new("L", (400, 300)), format)
+        with pytest.raises(core.TooLarge, match="held in memory"):
+            core.probe(data, core.Limits(held_pixels=400 * 300 - 1))
+    with pytest.raises(core.TooLarge, match="choose tiff"):
+        check_output_size("webp", 10_000, 10_001, core.Limits(held_pixels=25_000_000))
+    check_output_size("png", 10_000, 10_001, core.Limits(held_pixels=25_000_000))
 
 
 def test_limits() -> None:

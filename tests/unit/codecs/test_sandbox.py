@@ -143,6 +143,7 @@ GOOD: dict[str, Any] = {
     "shape": [2, 3, 3],
     "dtype": "uint8",
     "alpha": False,
+    "held": True,
     "blocks": [],
     "dpi": None,
     "text": [],

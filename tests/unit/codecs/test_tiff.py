@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 import core
-from core.codecs import tiff
+from core.codecs import tiff_write
 from core.codecs.read import decode, pages
 from tests.unit.pictures import (
     corners,
@@ -65,7 +65,7 @@ def test_numbers_of_every_type_come_back_as_such(dtype: str, channels: int, lanc
 def test_a_small_file_can_be_written_as_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
     source = with_everything(corners())  # once: its colour profile says to the second when it was made
     plain = core.upscale(source, core.Options(format="tiff")).data
-    monkeypatch.setattr(tiff, "BIG", 0)
+    monkeypatch.setattr(tiff_write, "BIG", 0)
     big = core.upscale(source, core.Options(format="tiff")).data
     assert plain is not None
     assert big is not None
@@ -85,7 +85,7 @@ def test_size_decides_for_bigtiff(monkeypatch: pytest.MonkeyPatch) -> None:
         (saved(first, "TIFF", save_all=True, append_images=[second]), 12 * 20 + 30 * 40),
     ):
         for size, kind in ((pixels * 4 * 3, b"II*\0"), (pixels * 4 * 3 - 1, b"II+\0")):
-            monkeypatch.setattr(tiff, "BIG", size)
+            monkeypatch.setattr(tiff_write, "BIG", size)
             assert (core.upscale(data).data or b"")[:4] == kind
 
 

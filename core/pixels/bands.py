@@ -1,0 +1,194 @@
+"""Pictures from top to bottom: bands of rows, so that no picture has to be held whole."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[Any]
+T = TypeVar("T")
+
+#: Rows of a band that somebody here has to choose; a multiple of what `core.pixels.alpha` works on.
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Bands:
+    """The pixels of a picture in consecutive bands of rows, as often as they are asked for.
+
+    Attributes:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        channels: of colour: 1 or 3.
+        alpha: whether one more channel, the last, is opacity.
+        dtype: of the samples.
+        read: begins at the top again: (rows, width, channels + alpha) each, `height` rows in all.
+    """
+
+    height: int
+    width: int
+    channels: int
+    alpha: bool
+    dtype: np.dtype[Any]
+    read: Callable[[], Iterator[Samples]]
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self.read()
+
+    @property
+    def samples(self) -> int:
+        """Channels, opacity included."""
+        return self.channels + self.alpha
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.width * self.samples * self.dtype.itemsize
+
+
+def bands_of(pixels: Samples, alpha: Samples | None = None) -> Bands:
+    """The bands of a picture that is held: (h, w, 1 or 3), and (h, w) of the same type or None."""
+
+    def read() -> Iterator[Samples]:
+        for start in range(0, len(pixels), ROWS):
+            rows = pixels[start : start + ROWS]
+            yield rows if alpha is None else np.dstack([rows, alpha[start : start + ROWS]])
+
+    height, width, channels = pixels.shape
+    return Bands(height, width, channels, alpha is not None, pixels.dtype, read)
+
+
+def gather(bands: Bands) -> tuple[Samples, Samples | None]:
+    """All bands together: (h, w, 1 or 3), and opacity (h, w) or None."""
+    pixels = np.empty((bands.height, bands.width, bands.channels), bands.dtype)
+    alpha = np.empty((bands.height, bands.width), bands.dtype) if bands.alpha else None
+    done = 0
+    for band in bands:
+        pixels[done : done + len(band)] = band[:, :, : bands.channels]
+        if alpha is not None:
+            alpha[done : done + len(band)] = band[:, :, -1]
+        done += len(band)
+    if done != bands.height:
+        raise ValueError(f"{done} rows came where {bands.height} were announced")
+    return pixels, alpha
+
+
+def mirrored(bands: Bands) -> Bands:
+    """The same with left and right exchanged."""
+    return replace(bands, read=lambda: (np.ascontiguousarray(band[:, ::-1]) for band in bands))
+
+
+def in_rows(bands: Iterable[Samples], rows: int) -> Iterator[Samples]:
+    """The same rows in bands of `rows` each; only the last may have fewer."""
+    held: list[Samples] = []
+    count = 0
+    for band in bands:
+        start = 0
+        while start < len(band):
+            part = band[start : start + rows - count]
+            start += len(part)
+            count += len(part)
+            held.append(part)
+            if count == rows:
+                full = held[0] if len(held) == 1 else np.concatenate(held)
+                held, count = [], 0
+                yield full
+                del full, part
+        del band
+    if held:
+        yield held[0] if len(held) == 1 else np.concatenate(held)
+
+
+class RowBuffer:
+    """The rows of a picture that are needed now, from bands that are read no further than necessary."""
+
+    def __init__(self, bands: Iterable[Samples], top: int = 0) -> None:
+        """Args: bands: consecutive; top: row of the picture that they begin with."""
+        self._bands = iter(bands)
+        self._held: list[Samples] = []
+        self._top, self._stop = top, top
+
+    def rows(self, start: int, stop: int) -> Samples:
+        """Rows [start, stop) of the picture; what is above `start` is let go of, so it must not become smaller.
+
+        Raises:
+            ValueError: the bands end before that, or `start` is above what is held.
+        """
+        while self._held and self._top + len(self._held[0]) <= start:
+            self._top += len(self._held.pop(0))
+        while self._stop < stop:
+            band = next(self._bands, None)
+            if band is None:
+                raise ValueError("the picture ends before its last row")
+            self._stop += len(band)
+            if self._stop > start:
+                self._held.append(band)
+            else:
+                self._top = self._stop
+            del band
+        if start < self._top:
+            raise ValueError(f"row {start} is no longer held")
+        # One array, cut to what is held from now on: parts of it are asked for again as halos of the rows below.
+        if len(self._held) > 1 or self._top < start:
+            joined = np.concatenate([self._held[0][start - self._top :], *self._held[1:]])
+            self._held, self._top = [joined], start
+        return self._held[0][: stop - start] if self._held else np.empty(0)
+
+
+_END = object()
+
+
+def ahead(items: Iterator[T], stopped: threading.Event | None = None) -> Generator[T]:
+    """The same items, each made by another thread while the caller is busy with the one before.
+
+    One item is made in advance, no more. What the thread raises is raised here.
+
+    Args:
+        items: what to make; closed when the caller stops early.
+        stopped: is set then, so that a long item can be given up; None makes one.
+    """
+    handed: queue.Queue[object] = queue.Queue(1)
+    wanted = threading.Semaphore(0)
+    stopped = stopped or threading.Event()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for item in items:
+                handed.put(item)
+                del item  # else it is held while the next is made
+                wanted.acquire()
+                if stopped.is_set():
+                    break
+        except BaseException as error:  # raised where the items are used
+            failure.append(error)
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+            handed.put(_END)
+
+    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := handed.get()) is not _END:
+            wanted.release()
+            yield item  # type: ignore[misc]
+            del item
+        if failure:
+            raise failure[0]
+    finally:
+        stopped.set()
+        wanted.release()
+        while thread.is_alive():  # it may be about to hand over one more
+            try:
+                handed.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        thread.join()
