@@ -30,7 +30,7 @@ UNKNOWN_TO_MOTO = {
 }
 #: What it makes and trips over.
 TOO_MUCH_FOR_MOTO: set[str] = set()
-#: Names that somebody chose. One that CloudFormation cannot change in place blocks an update that replaces its resource.
+#: Names that somebody chose. One that must be the only one blocks an update that replaces its resource.
 CHOSEN = {
     ("Bucket", "BucketName"),  # of the stack's id, never changed: see the template's first comment
     ("JobDefinition", "JobDefinitionName"),  # a new revision is made under the same name
