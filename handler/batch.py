@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mypy_boto3_batch.client import BatchClient
 
 
+#: What a container says by its exit code: see `batch_job`.
+ENDED, FAILED, USAGE, REPEAT, NO_GPU = 0, 1, 2, 75, 76
 #: Why the container of a cancelled job was ended, as Batch reports it.
 CANCELLED = "cancelled by the client"
 

@@ -16,8 +16,8 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import batch, batch_job, jobs, logs, sweep, webhook
-from handler.jobs import Backend
+from handler import batch, jobs, logs, sweep, webhook
+from handler.jobs import Backend, State
 from handler.storage import NotFound, open_from_environment
 
 #: Seconds before the end of an invocation at which a sweep leaves the rest to the next one.
@@ -47,6 +47,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     detail = event.get("detail") or {}
     if event.get("detail-type") == "Scheduled Event":
         return _sweep(context)
+    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=0)
     id = job_id(detail)
     failed = event.get("detail-type") == "Batch Job State Change" and detail.get("status") == "FAILED"
     if not failed or id is None:
@@ -63,9 +64,9 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         logger.warning("the job is gone", extra={"job_id": id})
         return {}
     # A container that was ended on purpose, or that has ended its job with a reason of the picture's, is no loss.
-    defect = (detail.get("container") or {}).get("exitCode") == batch_job.FAILED
-    lost = defect or (not before.state.final and detail.get("statusReason") != batch.CANCELLED)
-    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=int(lost))
+    defect = (detail.get("container") or {}).get("exitCode") == batch.FAILED
+    ended = job.state is State.FAILED and not before.state.final and detail.get("statusReason") != batch.CANCELLED
+    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=int(defect or ended))
     logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
     webhook.notify(storage, settings, job)
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
@@ -108,7 +109,7 @@ def reason(detail: Mapping[str, Any]) -> tuple[str, str]:
         return "batch_timeout", "the job took longer than AWS Batch was allowed to: try a smaller scale"
     if "OutOfMemory" in last:
         return "out_of_memory", "the job does not fit into memory: try a smaller picture or scale"
-    if code == batch_job.NO_GPU:
+    if code == batch.NO_GPU:
         return "no_gpu", "no machine had a GPU for the job, or its driver is too old: ask whoever runs the service"
     details = "; ".join(text for text in (status, last, f"exit code {code}" if code is not None else "") if text)
     return "batch_failed", f"AWS Batch gave up: {details or 'no reason given'}"[:500]

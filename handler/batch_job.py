@@ -26,12 +26,12 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import jobs, logs, webhook, worker
+from handler import batch, jobs, logs, webhook, worker
 from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
 
-ENDED, FAILED, USAGE, REPEAT, NO_GPU = 0, 1, 2, 75, 76
+ENDED, FAILED, USAGE, REPEAT, NO_GPU = batch.ENDED, batch.FAILED, batch.USAGE, batch.REPEAT, batch.NO_GPU
 #: Codes of failures that nobody outside can help.
 DEFECTS = frozenset({"internal_error", "storage_unavailable", "worker_lost", "cannot_write"})
 
