@@ -269,7 +269,10 @@ def _start(storage: Storage, settings: Settings, job: Job) -> None:
         job = jobs.uploaded(storage, job.id, size=head.size, version=head.etag.strip('"'))
     elif job.batch_job_id:
         job = jobs.change(storage, job.id, free)
-    upload_queue.start(storage, settings, job)
+    if job.backend is Backend.BATCH:
+        batch.submit(storage, settings, job)
+    else:
+        upload_queue.send(settings, job.id)
 
 
 def _arrived(storage: Storage, job: Job) -> bool:

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from handler import batch
-from handler.jobs import Backend, Job
 from handler.settings import Settings
-from handler.storage import Storage
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -27,18 +24,15 @@ def sqs_client() -> SQSClient:
     return boto3.client("sqs")
 
 
-def start(storage: Storage, settings: Settings, job: Job) -> None:
-    """Have a queued job worked on: on Batch where it is meant for that, else by the function for uploads.
+def send(settings: Settings, job_id: str) -> None:
+    """Have a queued job worked on by the function for uploads.
 
     Doing that twice is harmless: the second worker finds nothing to claim.
 
     Raises:
-        botocore.exceptions.ClientError: SQS or Batch refused, or did not answer.
+        botocore.exceptions.ClientError: SQS refused, or did not answer.
     """
-    if job.backend is Backend.BATCH:
-        batch.submit(storage, settings, job)
-    else:
-        sqs_client().send_message(QueueUrl=settings.upload_queue_url, MessageBody=json.dumps({"job": job.id}))
+    sqs_client().send_message(QueueUrl=settings.upload_queue_url, MessageBody=json.dumps({"job": job_id}))
 
 
 def waiting(settings: Settings) -> int:

@@ -163,7 +163,7 @@ def retry_job(request: Request, service: Shared, id: JobId) -> Response:
         if service.settings.local:
             service.start(job.id)
         else:
-            upload_queue.start(service.storage, service.settings, job)
+            upload_queue.send(service.settings, job.id)
     return JSONResponse(view(request, service, job), 201 if new else 200, {"Location": f"../{job.id}"})
 
 

@@ -75,8 +75,8 @@ def source() -> Template:
 @cache
 def _transformed() -> str:
     import boto3
-    from samtranslator.parser.parser import Parser
-    from samtranslator.translator.translator import Translator
+    from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
+    from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
     template = source()
     for resource in template["Resources"].values():
@@ -118,6 +118,9 @@ def decided(parameters: Mapping[str, str]) -> Template:
 
     def walk(part: Any) -> Any:
         if isinstance(part, dict):
+            if set(part) == {"Fn::FindInMap"}:
+                mapping, first, second = part["Fn::FindInMap"]
+                return template["Mappings"][mapping][given[first["Ref"]]][second]
             if set(part) == {"Fn::If"}:
                 name, yes, no = part["Fn::If"]
                 return walk(yes if true(conditions[name]) else no)

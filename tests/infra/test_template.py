@@ -77,7 +77,7 @@ OTHER_ACTIONS = {
     "batch.terminate_batch": "batch:TerminateJob",
     "batch.describe_batch": "batch:DescribeJobs",
     "batch.count_batch": "batch:ListJobs",
-    "upload_queue.start": "sqs:SendMessage",
+    "upload_queue.send": "sqs:SendMessage",
     "upload_queue.waiting": "sqs:GetQueueAttributes",
     "upload_queue.again_soon": "sqs:ChangeMessageVisibility",
     "webhook.signing_key": "secretsmanager:GetSecretValue",
@@ -145,8 +145,8 @@ def needed(module: str) -> set[tuple[str, str]]:
                 prefix = prefix[method]
             for action in S3_ACTIONS[clients[THROUGH.get(method, method)]]:
                 found.add((action, "bucket" if action == "s3:ListBucket" else prefix))
-        if action := OTHER_ACTIONS.get(".".join(node)):
-            found.add((action, ""))
+        if other := OTHER_ACTIONS.get(".".join(node)):
+            found.add((other, ""))
     return {(action, where) for action, where in found if action not in NEVER.get(module, ())}
 
 
@@ -159,7 +159,7 @@ def test_every_call_is_known() -> None:
         ("batch.terminate_batch", "terminate_job"),
         ("batch.describe_batch", "describe_jobs"),
         ("batch.count_batch", "get_paginator"),
-        ("upload_queue.start", "send_message"),
+        ("upload_queue.send", "send_message"),
         ("upload_queue.waiting", "get_queue_attributes"),
         ("upload_queue.again_soon", "change_message_visibility"),
     }
