@@ -101,7 +101,7 @@ class Account:
                 cached.cache_clear()
             boto3.DEFAULT_SESSION = None
             parameters.clear_caches()  # type: ignore[no-untyped-call]
-            base.DEFAULT_PROVIDERS.clear()
+            base.DEFAULT_PROVIDERS.clear()  # type: ignore[attr-defined]
             everybody, self.storage = self.storage, S3Storage(BUCKET, attempts=1)
             try:
                 yield
