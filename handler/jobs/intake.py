@@ -186,7 +186,7 @@ def find_or_create_for_upload(
     return _create(storage, job)[0]
 
 
-def retry(storage: Storage, old: Job, *, expires: datetime, clock: Clock = utc_now) -> tuple[Job, bool]:
+def retry(storage: Storage, old: Job, version: str, *, expires: datetime, clock: Clock = utc_now) -> tuple[Job, bool]:
     """A new job that does again what one that failed or was cancelled should have done, from the same upload.
 
     What has ended stays as it is: it was reported. The new job's id follows from the old one's, so that asking twice
@@ -195,6 +195,7 @@ def retry(storage: Storage, old: Job, *, expires: datetime, clock: Clock = utc_n
     Args:
         storage: where jobs are.
         old: the job that has ended.
+        version: ETag of its upload as it is now.
         expires: when the new job may be gone, which is before its upload is.
         clock: gives the time.
 
@@ -214,7 +215,7 @@ def retry(storage: Storage, old: Job, *, expires: datetime, clock: Clock = utc_n
             state=State.QUEUED,
             options=old.options,
             model=old.model,
-            input=old.input,
+            input=old.input.model_copy(update={"version": version}),
             webhook=Webhook(url=old.webhook.url) if old.webhook else None,
             created=now,
             updated=now,

@@ -158,7 +158,7 @@ def retry_job(request: Request, service: Shared, id: JobId) -> Response:
     except NotFound:
         raise Problem("upload_missing") from None
     expires = min(jobs.utc_now() + service.ttl, upload.modified + service.ttl + UPLOAD_GRACE)
-    job, new = jobs.retry(service.storage, old, expires=expires)
+    job, new = jobs.retry(service.storage, old, upload.etag.strip('"'), expires=expires)
     if job.state is State.QUEUED:  # also when it is not new: whoever made it may have died before it was started
         if service.settings.local:
             service.start(job.id)
