@@ -25,11 +25,10 @@ def root_path(event: Mapping[str, Any]) -> str:
         stage = "/" + str(context.get("stage") or "")
         return stage if stage != "/$default" and str(event.get("rawPath", "")).startswith(stage + "/") else ""
     asked, own = str(context.get("path") or ""), str(event.get("path") or "")
-    parameters = event.get("pathParameters") or {}
-    if "proxy" in parameters:  # a custom domain's base path is in the event's path, too
-        own = "/" + str(parameters["proxy"])
-    elif event.get("resource"):
-        own = str(event["resource"])
+    if resource := str(event.get("resource") or ""):  # a custom domain's base path is in the event's path, too
+        own = resource
+        for name, value in (event.get("pathParameters") or {}).items():
+            own = own.replace(f"{{{name}+}}", str(value)).replace(f"{{{name}}}", str(value))
     for ending in (own, quote(own)):  # one of the two is encoded, which one depends on who sends the event
         if asked.endswith(ending):
             return asked.removesuffix(ending).rstrip("/")

@@ -92,7 +92,7 @@ def arn(url: str) -> str:
 
 @pytest.mark.slow
 def test_a_thousand_uploads_each_once(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network does nothing: a picture is copied. A hundred events come again, a thirtieth of the store's calls fail."""
+    """The network does nothing: a picture is copied. A hundred events come again, the store fails now and then."""
     data, dice, runs = picture(), random.Random(0), Counter[str]()
     storage = S3Storage(BUCKET, attempts=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ def rest(asked: str, own: str, *, resource: str = "/{proxy+}", base: str = "") -
     found = copy.deepcopy(REST)
     found |= {"path": base + own, "resource": resource, "httpMethod": "GET", "body": None, "isBase64Encoded": False}
     found["queryStringParameters"] = found["multiValueQueryStringParameters"] = None
-    found["pathParameters"] = {"proxy": own.lstrip("/")} if "proxy" in resource else None
+    parameters = {"/{proxy+}": {"proxy": own.lstrip("/")}, "/static/{name}": {"name": own.rpartition("/")[2]}}
+    found["pathParameters"] = parameters.get(resource)
     found["requestContext"] |= {"path": asked, "httpMethod": "GET", "resourcePath": resource}
     return found
 
@@ -45,6 +47,7 @@ def http(path: str, stage: str) -> dict[str, Any]:
         pytest.param(REST, "/v1", id="the example"),
         pytest.param(rest("/v1/docs", "/docs", resource="/docs"), "/v1", id="stage"),
         pytest.param(rest("/v1/", "/", resource="/"), "/v1", id="the page"),
+        pytest.param(rest("/v1/static/page.js", "/static/page.js", resource="/static/{name}"), "/v1", id="a script"),
         pytest.param(rest("/v1/jobs/a%20b", "/jobs/a b"), "/v1", id="an encoded path"),
         pytest.param(rest("/docs", "/docs", resource="/docs"), "", id="domain"),
         pytest.param(rest("/", "/", resource="/"), "", id="domain, the page"),
@@ -71,11 +74,16 @@ def test_the_pages_ask_for_what_is_there(tmp_path: Path, prefix: str, base: str,
     handler = Mangum(app, lifespan="off")
 
     def get(path: str) -> str:
-        answer = handler(rest(prefix + path, path, resource=path, base=base), cast(LambdaContext, Context()))
+        resource = "/static/{name}" if path.startswith("/static/") else path
+        answer = handler(rest(prefix + path, path, resource=resource, base=base), cast(LambdaContext, Context()))
         assert answer["statusCode"] == 200, answer
         return str(answer["body"])
 
-    assert f"{prefix}/openapi.json" in get(page)
+    found = re.findall(r'(?:src|href|data-url)="([^"#]+)"', get(page))
+    assert found
+    for address in found:
+        assert not address.startswith(("/", "http")), "an address that would miss the stage"
+        get("/" + address)
     servers = json.loads(get("/openapi.json")).get("servers")
     assert servers == ([{"url": prefix}] if prefix else None)
 
@@ -85,7 +93,8 @@ def test_behind_a_reverse_proxy(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, warm_model="none", bucket="", rate_limit="none", root_path="/upscaler")
     client = TestClient(build(settings, LocalStorage(tmp_path)))
     for before in ("", "/upscaler"):
-        assert "/upscaler/openapi.json" in client.get(f"{before}/docs").text
+        assert client.get(f"{before}/docs").status_code == 200
+        assert client.get(f"{before}/openapi.json").json()["servers"] == [{"url": "/upscaler"}]
         wanted = {"filename": "a.png", "content_type": "image/png"}
         job = client.post(f"{before}/jobs", json=wanted).json()
         assert job["upload"]["url"].startswith("http://testserver/upscaler/storage/upload?")
