@@ -11,8 +11,9 @@ SETS ?= ../shared/bench
 DATA ?= ../shared/train
 HOURS ?= 0.1
 MODEL ?= compact-x2
+STACK ?= upscaler
 
-.PHONY: help upscale serve test check lint types fast unit infra requirements image invoke bench quality train fuzz clean
+.PHONY: help upscale serve test check lint types fast unit infra requirements image invoke preflight batch-image redrive image-lifecycle bench quality train fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -81,6 +82,25 @@ invoke: $(VENV)-infra/.done ## one request through the real container (needs Doc
 	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam build $(if $(BASE_IMAGE)$(TORCH_INDEX),--parameter-overrides \
 	  $(if $(BASE_IMAGE),BaseImage=$(BASE_IMAGE)) $(if $(TORCH_INDEX),TorchIndex=$(TORCH_INDEX)))
 	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam local invoke ApiFunction --event tests/events/rest_upscale.json
+
+# Parameters by their names in capitals with underscores, such as SPOT_VCPUS=16; others in PARAMETERS="Name=value ...".
+preflight: $(VENV)/.service ## what this account and region would refuse, before a deploy
+	@$(BIN)/python infra/account.py preflight STACK=$(STACK) $(if $(SPOT_VCPUS),SpotVcpus=$(SPOT_VCPUS)) \
+	  $(if $(ON_DEMAND_VCPUS),OnDemandVcpus=$(ON_DEMAND_VCPUS)) $(PARAMETERS)
+
+redrive: $(VENV)/.service ## put the dead letters of STACK=upscaler back into its queue of uploads
+	@$(BIN)/python infra/account.py redrive $(STACK)
+
+image-lifecycle: $(VENV)/.service ## keep the last three images of each function of STACK=upscaler
+	@$(BIN)/python infra/account.py image-lifecycle $(STACK)
+
+batch-image: ## build the GPU jobs' image and push it to the repository of STACK=upscaler (needs Docker and the AWS CLI)
+	@repository=$$(aws cloudformation describe-stacks --stack-name $(STACK) --output text \
+	  --query "Stacks[0].Outputs[?OutputKey=='BatchRepositoryUri'].OutputValue") && test -n "$$repository" || \
+	  { echo "$(STACK) has no GPU jobs: sam deploy --save-params --parameter-overrides SpotVcpus=16"; exit 1; }; \
+	set -e; docker build --platform linux/amd64 --target batch --tag "$$repository:latest" .; \
+	aws ecr get-login-password | docker login --username AWS --password-stdin "$${repository%%/*}"; \
+	docker push "$$repository:latest"
 
 bench: $(VENV)/.dev ## every benchmark in turn, or BENCH="photo memory", to bench/results.md with a plot
 	$(BIN)/python -m bench $(BENCH)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handler import jobs
 from handler.jobs import Backend, Job, State
@@ -12,6 +13,12 @@ from handler.storage import Storage
 
 if TYPE_CHECKING:
     from mypy_boto3_batch.client import BatchClient
+
+
+#: What a container says by its exit code: see `batch_job`.
+ENDED, FAILED, USAGE, REPEAT, NO_GPU = 0, 1, 2, 75, 76
+#: Why the container of a cancelled job was ended, as Batch reports it.
+CANCELLED = "cancelled by the client"
 
 
 @cache
@@ -61,11 +68,41 @@ def submit(storage: Storage, settings: Settings, job: Job) -> Job:
     return jobs.change(storage, job.id, record)
 
 
-def terminate_batch(job: Job) -> None:
-    """End a cancelled job's container, queued or running; one that has ended already is no error.
+def describe_batch(ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """What Batch knows of its jobs, by their ids there; those that it has forgotten are left out.
+
+    Raises:
+        botocore.exceptions.ClientError: Batch refused, or did not answer.
+    """
+    wanted = list(ids)
+    found: dict[str, Mapping[str, Any]] = {}
+    for first in range(0, len(wanted), 100):  # the most that one call takes
+        answer = batch_client().describe_jobs(jobs=wanted[first : first + 100])
+        found |= {detail["jobId"]: detail for detail in answer["jobs"]}
+    return found
+
+
+def count_batch(settings: Settings, status: str) -> int:
+    """How many jobs of our queue are in a state there, such as RUNNABLE; at most 1,000 are counted.
+
+    Raises:
+        botocore.exceptions.ClientError: Batch refused, or did not answer.
+    """
+    pages = batch_client().get_paginator("list_jobs")
+    limit = {"MaxItems": 1000}
+    found = pages.paginate(jobQueue=settings.batch_queue, jobStatus=status, PaginationConfig=limit)  # type: ignore[arg-type]
+    return sum(len(page["jobSummaryList"]) for page in found)
+
+
+def terminate_batch(job: Job, reason: str = CANCELLED) -> None:
+    """End a job's container, queued or running; one that has ended already is no error.
+
+    Args:
+        job: whose container it is.
+        reason: shown by Batch, and sent with its event.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer.
     """
     if job.batch_job_id:
-        batch_client().terminate_job(jobId=job.batch_job_id, reason="cancelled by the client")
+        batch_client().terminate_job(jobId=job.batch_job_id, reason=reason)

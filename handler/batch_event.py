@@ -1,5 +1,7 @@
 """Lambda: AWS Batch reports that a container ended, and a job that it left unfinished is failed with the reason.
 
+The same function is called by a schedule, and then looks for jobs that nobody works on: see `sweep`.
+
 EventBridge delivers "Batch Job State Change". Only the state FAILED matters: Batch gives it when no attempt is left,
 or when the job was terminated or ran into its time-out; while another attempt is due the state is RUNNABLE. A job that
 has ended, or that belongs to another Batch job by now, stays as it is.
@@ -14,48 +16,78 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import jobs, logs, webhook
-from handler.jobs import Backend
+from handler import batch, jobs, logs, sweep, webhook
+from handler.jobs import Backend, State
 from handler.storage import NotFound, open_from_environment
+
+#: Seconds before the end of an invocation at which a sweep leaves the rest to the next one.
+RESERVE = 60.0
 
 logger = Logger(service="upscaler")
 tracer = Tracer(service="upscaler")
 metrics = Metrics(namespace=logs.NAMESPACE, service=logs.SERVICE)
 
 
+class NotDone(Exception):
+    """A sweep could not look after every job; it is called again."""
+
+
 @logger.inject_lambda_context(clear_state=True)
 @metrics.log_metrics(capture_cold_start_metric=True)
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Fail the job that a dead container has left unfinished.
+    """Fail the job that a dead container has left unfinished; called by the schedule, sweep.
 
     Returns:
-        The job's id and state; nothing where there is no such job.
+        The job's id and state; nothing where there is no such job. Of a sweep, what it did.
 
     Raises:
         storage.Unavailable: the store does not answer; Lambda delivers the event again.
     """
     detail = event.get("detail") or {}
+    if event.get("detail-type") == "Scheduled Event":
+        return _sweep(context)
+    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=0)
     id = job_id(detail)
     failed = event.get("detail-type") == "Batch Job State Change" and detail.get("status") == "FAILED"
-    metrics.add_metric(name="BatchFailed", unit=MetricUnit.Count, value=int(failed))
     if not failed or id is None:
         return {}
     settings, storage = open_from_environment()
     code, message = reason(detail)
     batch_job_id = detail.get("jobId")
     try:
-        job = jobs.get(storage, id)
+        before = job = jobs.get(storage, id)
         if job.backend is Backend.BATCH and job.batch_job_id is None:
             batch_job_id = None  # whoever submitted it died before writing down the id
         job = jobs.fail_unclaimed(storage, id, code, message, batch_job_id=batch_job_id)
     except NotFound:
         logger.warning("the job is gone", extra={"job_id": id})
         return {}
+    # A container that was ended on purpose, or that has ended its job with a reason of the picture's, is no loss.
+    defect = (detail.get("container") or {}).get("exitCode") == batch.FAILED
+    ended = job.state is State.FAILED and not before.state.final and detail.get("statusReason") != batch.CANCELLED
+    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=int(defect or ended))
     logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
     webhook.notify(storage, settings, job)
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
     return {"id": id, "state": job.state.value}
+
+
+def _sweep(context: LambdaContext) -> dict[str, Any]:
+    settings, storage = open_from_environment()
+    counts = sweep.sweep(
+        storage, settings, reason, stop=lambda: context.get_remaining_time_in_millis() < RESERVE * 1000
+    )
+    metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=counts["failed"])
+    metrics.add_metric(name="Started", unit=MetricUnit.Count, value=counts["started"])
+    if settings.has_batch:
+        metrics.add_metric(name="BatchWaiting", unit=MetricUnit.Count, value=counts["batch_waiting"])
+        metrics.add_metric(name="BatchRunning", unit=MetricUnit.Count, value=counts["batch_running"])
+    logger.info("swept", extra={"counts": dict(counts)})
+    webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
+    if counts["errors"]:
+        raise NotDone(f"{counts['errors']} of {counts['seen']} jobs could not be looked after: the log says why")
+    return dict(counts)
 
 
 def job_id(detail: Mapping[str, Any]) -> str | None:
@@ -77,5 +109,7 @@ def reason(detail: Mapping[str, Any]) -> tuple[str, str]:
         return "batch_timeout", "the job took longer than AWS Batch was allowed to: try a smaller scale"
     if "OutOfMemory" in last:
         return "out_of_memory", "the job does not fit into memory: try a smaller picture or scale"
+    if code == batch.NO_GPU:
+        return "no_gpu", "no machine had a GPU for the job, or its driver is too old: ask whoever runs the service"
     details = "; ".join(text for text in (status, last, f"exit code {code}" if code is not None else "") if text)
     return "batch_failed", f"AWS Batch gave up: {details or 'no reason given'}"[:500]

@@ -2,10 +2,11 @@
 
 The exit code tells Batch whether to start the container again (`retryStrategy` of the job definition):
 
-    0   the job has ended, or another worker is at it: nothing is left to do
-    1   the job failed, with the reason in its document: do not repeat
+    0   the job has ended, well or with a reason that lies in the picture or the request, or another worker is at it
+    1   the job failed for a reason that lies in the service: do not repeat, and tell whoever runs it
     2   wrong use: no such job, or settings that make no sense: do not repeat
     75  handed back after SIGTERM (a Spot instance that is taken away), or the store did not answer: repeat
+    76  no GPU was found where one is required (REQUIRE_GPU): repeat, on another machine
 
 A repetition claims the same job again; if the container before it was killed without a word, it waits until that
 one's lease has run out. SIGTERM is heeded between two tiles, so the grace period must be longer than a tile takes.
@@ -20,16 +21,19 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import jobs, logs, webhook, worker
+from handler import batch, jobs, logs, webhook, worker
 from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
 
-ENDED, FAILED, USAGE, REPEAT = 0, 1, 2, 75
+ENDED, FAILED, USAGE, REPEAT, NO_GPU = batch.ENDED, batch.FAILED, batch.USAGE, batch.REPEAT, batch.NO_GPU
+#: Codes of failures that nobody outside can help.
+DEFECTS = frozenset({"internal_error", "storage_unavailable", "worker_lost", "cannot_write"})
 
 log = logging.getLogger("handler.batch_job")
 
@@ -62,7 +66,20 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
     webhook.wait()
     if job.state is State.QUEUED and job.backend is Backend.BATCH:
         return REPEAT
-    return FAILED if job.state is State.FAILED else ENDED
+    return FAILED if job.error and job.error.code in DEFECTS else ENDED
+
+
+def gpu_is_missing() -> str:
+    """Why torch has no GPU here; empty where it has one. The driver's version is for whoever reads the log."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except OSError:
+        driver = "there is no driver"
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}) finds no GPU: {driver}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     logs.setup(settings.log_level)
+    if settings.require_gpu and (why := gpu_is_missing()):
+        log.error("%s", why)
+        return NO_GPU
     stopped = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:

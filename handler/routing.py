@@ -29,7 +29,7 @@ def route(estimate: core.Estimate, settings: Settings) -> Backend:
     if settings.local:  # one machine: its worker takes whatever the limits let through
         return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
     fits = estimate.seconds <= settings.lambda_seconds and estimate.memory <= settings.lambda_memory_mb * MIB
-    if not fits and settings.has_batch:
+    if not fits and settings.has_batch and estimate.memory <= settings.batch_memory_mb * MIB:
         return Backend.BATCH
     if not fits:
         raise core.TooLarge(

@@ -1,7 +1,8 @@
 """Lambda: S3 reports uploads, and each becomes a job that is worked on here, or sent to Batch.
 
-Three ways of delivery are understood: S3 directly, S3 through EventBridge, and S3 through SQS (there with partial
-batch responses, `ReportBatchItemFailures`).
+Four ways of delivery are understood: S3 directly, through EventBridge, through SNS, and any of these through SQS (there
+with partial batch responses, `ReportBatchItemFailures`). The queue also brings jobs that are to be done again, as
+`{"job": "<id>"}`: see `upload_queue`.
 
 Events come at least once, in any order, and a failed invocation repeats all of its records. So each record stands
 alone: what ended, well or badly, is written into its job, and a repetition finds that there is nothing to do. Only
@@ -24,10 +25,10 @@ from aws_lambda_powertools.logging.utils import copy_config_to_registered_logger
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handler import batch, jobs, logs, webhook, worker
-from handler.jobs import Backend, Job, State
+from handler import batch, jobs, logs, upload_queue, webhook, worker
+from handler.jobs import Backend, Failure, Job, State
 from handler.settings import Settings
-from handler.storage import InvalidKey, Storage, check_key, open_from_environment
+from handler.storage import InvalidKey, NotFound, Storage, check_key, open_from_environment
 
 #: The only prefix that makes jobs; results lie elsewhere, so that nothing calls itself.
 PREFIX = "uploads/"
@@ -53,8 +54,9 @@ class Upload:
     Attributes:
         bucket: its name.
         key: decoded.
-        version: the version id, or the ETag where the bucket has no versions.
+        version: its ETag.
         size: bytes, None where the event does not say.
+        sequencer: names this upload among all of its key; the same in every delivery of its event.
         message: id of the SQS message that reported it, None without SQS.
     """
 
@@ -62,31 +64,71 @@ class Upload:
     key: str
     version: str
     size: int | None = None
+    sequencer: str = ""
     message: str | None = None
 
 
-def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Upload]:
-    """The uploads that an event reports; test events, other prefixes, and what is no upload at all are passed over.
+@dataclass(frozen=True)
+class Again:
+    """A job that is to be done again.
+
+    Attributes:
+        id: of the job.
+        message: id of the SQS message that asked for it.
+    """
+
+    id: str
+    message: str | None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A message that says nothing: it is given back, so that it ends where somebody looks.
+
+    Attributes:
+        message: id of the SQS message.
+    """
+
+    message: str | None
+
+
+def uploads(event: Mapping[str, Any], message: str | None = None) -> Iterator[Upload | Again | Unreadable]:
+    """What an event asks for; test events, other prefixes, and events of something else are passed over.
 
     Args:
         event: as Lambda gives it.
         message: id of the SQS message that it came in.
 
     Yields:
-        Each upload, in the order of the event.
+        Each upload or job, in the order of the event.
     """
+    if message is not None and isinstance(event.get("job"), str):
+        yield Again(event["job"], message)
+        return
+    if event.get("Type") == "Notification":  # SNS, through SQS
+        yield from uploads(json.loads(event["Message"]), message)
+        return
     if event.get("source") == "aws.s3" and event.get("detail-type") == "Object Created":
         records = [event["detail"]]
     else:
         records = event.get("Records") or []
+        if message is not None and not records and event.get("Event") != "s3:TestEvent":
+            raise ValueError("neither an upload nor a job")
     for record in records:
+        inside = message
         try:
             if record.get("eventSource") == "aws:sqs":
-                yield from uploads(json.loads(record["body"]), record["messageId"])
+                inside = record["messageId"]
+                yield from uploads(json.loads(record["body"]), inside)
+                continue
+            if record.get("EventSource") == "aws:sns":
+                yield from uploads(json.loads(record["Sns"]["Message"]))
                 continue
             found = _upload(record, message)
-        except (AttributeError, InvalidKey, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             logger.exception("a record that says nothing", extra={"record": record})
+            if inside is not None:
+                yield Unreadable(inside)
             continue
         if found:
             yield found
@@ -109,8 +151,8 @@ def _upload(record: Mapping[str, Any], message: str | None) -> Upload | None:
         key = item["key"]  # EventBridge does not encode
     if not key.startswith(PREFIX) or key.endswith("/"):
         return None
-    version = item.get("versionId") or item.get("version-id") or item.get("eTag") or item.get("etag") or ""
-    return Upload(bucket, check_key(key), version, item.get("size"), message)
+    version = item.get("eTag") or item.get("etag") or ""
+    return Upload(bucket, key, version, item.get("size"), item.get("sequencer") or "", message)
 
 
 @logger.inject_lambda_context(clear_state=True)
@@ -124,47 +166,92 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
             repeat are named in the answer.
     """
     settings, storage = open_from_environment()
-    again: list[Upload] = []
+    failed: list[str | None] = []
     received = list(uploads(event))
     metrics.add_metric(name="Received", unit=MetricUnit.Count, value=len(received))
 
-    for upload in received:
-        if settings.bucket and upload.bucket != settings.bucket:
-            logger.warning("an upload to another bucket", extra={"bucket": upload.bucket})
+    for item in received:
+        if isinstance(item, Upload) and settings.bucket and item.bucket != settings.bucket:
+            logger.warning("an upload to another bucket", extra={"bucket": item.bucket})
             continue
         try:
-            job = process_upload(storage, settings, upload, context)
+            job = _process(storage, settings, item, context)
         except Exception:
-            logger.exception("not done: %s", upload.key)
+            logger.exception("not done: %s", item)
             metrics.add_metric(name="TryAgain", unit=MetricUnit.Count, value=1)
-            again.append(upload)
+            failed.append(item.message)
             continue
         if job:
             metrics.add_metric(name=job.state.title(), unit=MetricUnit.Count, value=1)
             metrics.add_metric(name="Fallback", unit=MetricUnit.Count, value=int(job.degraded))
 
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
-    if any(upload.message is None for upload in again):
-        raise TryAgain(f"{len(again)} of {len(received)} uploads are not done")
-    return {"batchItemFailures": [{"itemIdentifier": message} for message in sorted({u.message or "" for u in again})]}
+    if None in failed:
+        raise TryAgain(f"{len(failed)} of {len(received)} uploads are not done")
+    for record in event.get("Records") or []:
+        if settings.upload_queue_url and isinstance(record, dict) and record.get("messageId") in failed:
+            try:
+                upload_queue.again_soon(settings, record)
+            except Exception:  # it comes again all the same, later
+                logger.exception("a message is not tried again soon")
+    return {"batchItemFailures": [{"itemIdentifier": message} for message in sorted({id or "" for id in failed})]}
 
 
-@tracer.capture_method(capture_response=False)
-def process_upload(
-    storage: Storage,
-    settings: Settings,
-    upload: Upload,
-    context: LambdaContext,
+def _process(
+    storage: Storage, settings: Settings, item: Upload | Again | Unreadable, context: LambdaContext
 ) -> Job | None:
-    """Bring one upload's job as far as it goes here; None where there was nothing to do.
+    """Bring one job as far as it goes here; None where there was nothing to do.
 
     Raises:
         TryAgain, storage.StorageError, botocore.exceptions.ClientError: the job is queued, or its lease runs out.
     """
-    ttl = timedelta(days=settings.job_ttl_days)
-    id = jobs.find_or_create_for_upload(
-        storage, upload.bucket, upload.key, upload.version, ttl=ttl, size=upload.size
-    ).id
+    match item:
+        case Unreadable():
+            raise TryAgain("a message that says nothing")
+        case Again(id):
+            try:
+                return process_job(storage, settings, jobs.check_id(id), context)
+            except NotFound:
+                logger.warning("the job is gone", extra={"job_id": id})
+                return None
+        case Upload():
+            return process_upload(storage, settings, item, context)
+
+
+def process_upload(storage: Storage, settings: Settings, upload: Upload, context: LambdaContext) -> Job | None:
+    """Find or make an upload's job, and bring it as far as it goes here; None where there was nothing to do.
+
+    Raises:
+        TryAgain, storage.StorageError, botocore.exceptions.ClientError: the job is queued, or its lease runs out.
+    """
+    error = None
+    try:
+        check_key(upload.key)
+    except InvalidKey as invalid:  # S3 takes such a key, no store of ours does
+        error = Failure(code="bad_key", message=f"{invalid}: give the file another name and send it again")
+    job = jobs.find_or_create_for_upload(
+        storage,
+        upload.bucket,
+        upload.key,
+        upload.version,
+        sequencer=upload.sequencer,
+        ttl=timedelta(days=settings.job_ttl_days),
+        size=upload.size,
+        error=error,
+    )
+    if error:
+        logger.error("refused: %s: %s", upload.key, error.message, extra={"job_id": job.id})
+        return job
+    return process_job(storage, settings, job.id, context)
+
+
+@tracer.capture_method(capture_response=False)
+def process_job(storage: Storage, settings: Settings, id: str, context: LambdaContext) -> Job | None:
+    """Bring one job as far as it goes here; None where there was nothing to do.
+
+    Raises:
+        TryAgain, storage.StorageError, botocore.exceptions.ClientError: the job is queued, or its lease runs out.
+    """
     logger.append_keys(job_id=id)
 
     def left() -> float:

@@ -56,6 +56,15 @@ class Settings(BaseSettings):
     batch_job_definition: str = Field(
         default="", description="name or ARN of the AWS Batch job definition; empty: no Batch"
     )
+    batch_memory_mb: int = Field(default=14_336, ge=128, description="MiB of memory of an AWS Batch job")
+    require_gpu: bool = Field(
+        default=False,
+        description="whether a Batch container that finds no GPU ends at once, to be started on another machine",
+    )
+    upload_queue_url: str = Field(
+        default="",
+        description="URL of the SQS queue of uploads, which jobs are sent to that are done again; empty: none",
+    )
     max_concurrency: int = Field(default=1, ge=1, le=64, description="local mode: pictures worked on at the same time")
     lease_seconds: float = Field(
         default=60, gt=0, le=3600, description="seconds after which a silent worker's job may be taken over by another"
@@ -111,12 +120,22 @@ class Settings(BaseSettings):
         description="local mode: requests of one client per second, minute, hour or day; none: no limit",
     )
     host: str = Field(default="127.0.0.1", description="local mode: address to listen on")
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[^/\s?#]+)*$",
+        description="local mode: path that a reverse proxy puts before the service's own, such as /upscaler",
+    )
     port: int = Field(default=8000, ge=0, le=65_535, description="local mode: TCP port to listen on; 0: a free one")
 
     # Webhooks
     webhook_secret: SecretStr = Field(
         default=SecretStr(""),
-        description="key of the HMAC-SHA256 signature of webhooks; empty: they carry no signature",
+        description="local mode: key of the HMAC-SHA256 signature of webhooks; empty: they carry no signature",
+    )
+    webhook_secret_arn: str = Field(
+        default="",
+        description="ARN of the secret in AWS Secrets Manager that is this key, read when a webhook is sent; "
+        "empty: WEBHOOK_SECRET",
     )
     webhook_allow_private: bool = Field(
         default=False,

@@ -193,17 +193,35 @@ def deliver_once(
     return outcome
 
 
+def signing_key(settings: Settings) -> str:
+    """The key of the signature: in AWS the value of a secret, asked for anew after five minutes; empty for none.
+
+    Raises:
+        aws_lambda_powertools.utilities.parameters.GetParameterError: it cannot be read.
+    """
+    if not settings.webhook_secret_arn:
+        return settings.webhook_secret.get_secret_value()
+    from aws_lambda_powertools.utilities import parameters  # boto3 comes with it
+
+    return str(parameters.get_secret(settings.webhook_secret_arn, max_age=300))
+
+
 def in_background(
-    storage: Storage, id: str, secret: str, *, allow_private: bool = False, attempts: int = ATTEMPTS
+    storage: Storage, id: str, secret: Callable[[], str], *, allow_private: bool = False, attempts: int = ATTEMPTS
 ) -> threading.Thread:
     """`deliver_once` in a daemon thread, which is given back; what goes wrong in it is logged.
+
+    The key is asked for in the thread: it may come over the network. Where it cannot be had, the webhook stays
+    waiting, and the next sweep sends it.
 
     Whoever starts it in a process that ends, or that Lambda freezes, calls `wait`.
     """
 
     def run() -> None:
         try:
-            deliver_once(storage, id, secret, allow_private=allow_private, deliver=partial(deliver, attempts=attempts))
+            deliver_once(
+                storage, id, secret(), allow_private=allow_private, deliver=partial(deliver, attempts=attempts)
+            )
         except Exception:
             log.exception("webhook of job %s", id)
 
@@ -226,7 +244,7 @@ def notify(storage: Storage, settings: Settings, job: Job, *, attempts: int = AT
     """
     if not webhook_due(job):
         return None
-    secret = settings.webhook_secret.get_secret_value()
+    secret = partial(signing_key, settings)
     return in_background(storage, job.id, secret, allow_private=settings.webhook_allow_private, attempts=attempts)
 
 

@@ -118,6 +118,10 @@ class _Stopped(Exception):
     """The worker was asked to stop, or has not the time."""
 
 
+class _Replaced(Exception):
+    """The upload is no longer the file that the job was made for."""
+
+
 class _TooMuchHere(Exception):
     """The job needs more than this kind of worker has. One line for people."""
 
@@ -209,6 +213,8 @@ def _end(attempt: _Attempt) -> Job | None:
             return move_on("cannot_write", "the result does not fit on the worker's disk: try a smaller scale")
         except core.UpscaleError as error:
             return fail(error.code, str(error))
+        except _Replaced:
+            return fail("upload_replaced", "another file was uploaded in its place meanwhile: that one has its own job")
         except NotFound:
             return fail("upload_missing", "the uploaded file is gone: send it again")
         except StorageError:
@@ -239,12 +245,14 @@ def _work(attempt: _Attempt) -> Job:
     start = time.perf_counter()
     asked = options.parse(job.options, settings)
     chosen, missing = s3_models.with_local_model(asked, settings)
+    attempt.with_retries(lambda: _check_version(storage, job))
     header = attempt.with_retries(lambda: remote_file.probe(storage, job.input.key, settings))
     _plan(attempt, header, chosen)
 
     with workspace() as folder:
         source, output = folder / "input", folder / "output"
         attempt.with_retries(lambda: storage.download(job.input.key, source))
+        attempt.with_retries(lambda: _check_version(storage, job))
         read = time.perf_counter() - start
         made = core.upscale(source, chosen, output=output, limits=options.limits(settings), progress=attempt.progress)
         for note in made.notes:
@@ -281,6 +289,17 @@ def _work(attempt: _Attempt) -> Job:
         ),
         attempt.retry_delays,
     )
+
+
+def _check_version(storage: Storage, job: Job) -> None:
+    """Whether what lies under the input's key is what was uploaded for this job, by its ETag where that is known.
+
+    Raises:
+        _Replaced: it is not.
+    """
+    wanted = job.input.version.strip('"')
+    if wanted and storage.head(job.input.key).etag.strip('"') != wanted:
+        raise _Replaced
 
 
 def _plan(attempt: _Attempt, header: core.Probe, chosen: core.Options) -> None:

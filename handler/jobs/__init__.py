@@ -48,7 +48,7 @@ from handler.jobs.document import (
     utc_now,
     webhook_due,
 )
-from handler.jobs.intake import create, find_or_create_for_upload, put, uploaded
+from handler.jobs.intake import create, find_or_create_for_upload, put, retry, uploaded
 from handler.jobs.lease import LeasedJob, keep_lease
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "release",
     "renew",
     "result_key",
+    "retry",
     "succeed",
     "upload_key",
     "uploaded",

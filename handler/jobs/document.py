@@ -111,9 +111,7 @@ class StoredFile(_Document):
     bytes: int | None = Field(default=None, ge=0, description="Size of the file.")
     width: int | None = Field(default=None, ge=1, description="Pixels, orientation applied.")
     height: int | None = Field(default=None, ge=1, description="Pixels, orientation applied.")
-    version: str = Field(
-        default="", description="The object's version or ETag when it was uploaded; empty where unknown."
-    )
+    version: str = Field(default="", description="The object's ETag when it was uploaded; empty where unknown.")
 
 
 class Estimate(_Document):

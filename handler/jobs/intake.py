@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pydantic import JsonValue
 
@@ -17,6 +17,8 @@ from handler.jobs.document import (
     Clock,
     Conflict,
     Estimate,
+    Failure,
+    IllegalTransition,
     InvalidId,
     Job,
     Request,
@@ -133,46 +135,95 @@ def find_or_create_for_upload(
     version: str,
     *,
     ttl: timedelta,
+    sequencer: str = "",
     content_type: str = "application/octet-stream",
     size: int | None = None,
     options: Mapping[str, JsonValue] | None = None,
+    error: Failure | None = None,
     clock: Clock = utc_now,
 ) -> Job:
     """The job that an uploaded object belongs to, queued if it was waiting for it.
 
-    That is the job named by `uploads/<id>/…` if it declared this key, else one whose id follows from bucket, key and
-    version (UUID 5), so that a repeated event finds the same job.
+    That is the job named by `uploads/<id>/…` if it declared this key and has not ended with another version of it,
+    else one whose id follows from bucket, key, version and sequencer (UUID 5): a repeated event finds the same job,
+    and the same file dropped once more is a new one.
 
     Args:
         storage: where jobs are.
         bucket: that the object is in.
         key: of the object, decoded.
-        version: the object's version id, or its ETag where the bucket has no versions.
+        version: the object's ETag, by which its job later knows that it reads what was uploaded.
+        sequencer: S3's name of this upload; empty where unknown.
         ttl: how long a new job lives.
         content_type: of the object, for a new job.
         size: of the object in bytes.
         options: for a new job.
+        error: why a new job is failed at once.
         clock: gives the time.
     """
     folders = key.split("/")
     if folders[0] == "uploads" and len(folders) == 3:
         with suppress(InvalidId, NotFound):
-            if get(storage, folders[1]).input.key == key:
+            found = get(storage, folders[1])
+            if found.input.key == key and not (found.state.final and found.input.version not in ("", version)):
                 return uploaded(storage, folders[1], size=size, version=version, clock=clock)
     now = clock()
+    named = [bucket, key, version, *([sequencer] if sequencer else [])]
     job = Job(
-        id=str(uuid.uuid5(UPLOAD_NAMESPACE, "\0".join((bucket, key, version)))),
-        state=State.QUEUED,
+        id=str(uuid.uuid5(UPLOAD_NAMESPACE, "\0".join(named))),
+        state=State.FAILED if error else State.QUEUED,
+        error=error,
+        finished=now if error else None,
         options=dict(options or {}),
         input=StoredFile(key=key, name=file_name(key), content_type=content_type, bytes=size, version=version),
         created=now,
         updated=now,
         expires=now + ttl,
         # The id says it all: two events for one upload may differ in the rest without being a conflict.
-        request_hash=_hash([bucket, key, version]),
+        request_hash=_hash(named),
         revision=uuid.uuid4().hex,
     )
     return _create(storage, job)[0]
+
+
+def retry(storage: Storage, old: Job, version: str, *, expires: datetime, clock: Clock = utc_now) -> tuple[Job, bool]:
+    """A new job that does again what one that failed or was cancelled should have done, from the same upload.
+
+    What has ended stays as it is: it was reported. The new job's id follows from the old one's, so that asking twice
+    makes one job.
+
+    Args:
+        storage: where jobs are.
+        old: the job that has ended.
+        version: ETag of its upload as it is now.
+        expires: when the new job may be gone, which is before its upload is.
+        clock: gives the time.
+
+    Returns:
+        The new job, and whether it was made by this call.
+
+    Raises:
+        IllegalTransition: the old job has not ended, or has succeeded.
+    """
+    if old.state not in (State.FAILED, State.CANCELLED):
+        raise IllegalTransition(f"a job that is {old.state} cannot be tried again")
+    now = clock()
+    return _create(
+        storage,
+        Job(
+            id=str(uuid.uuid5(UPLOAD_NAMESPACE, f"{old.id}\0retry")),
+            state=State.QUEUED,
+            options=old.options,
+            model=old.model,
+            input=old.input.model_copy(update={"version": version}),
+            webhook=Webhook(url=old.webhook.url) if old.webhook else None,
+            created=now,
+            updated=now,
+            expires=expires,
+            request_hash=_hash([old.id, "retry"]),
+            revision=uuid.uuid4().hex,
+        ),
+    )
 
 
 def _create(storage: Storage, job: Job) -> tuple[Job, bool]:

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 import core
 from handler.settings import Settings
 from handler.storage import Storage
-from handler.web import guard, info, jobs, local_links, openapi, page, preview, problems, upscale
+from handler.web import guard, info, jobs, local_links, openapi, page, preview, problems, stage, upscale
 from handler.web.schemas import DESCRIPTION, EXPOSED
 from handler.web.service import Service
 
@@ -56,5 +56,6 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             max_age=3600,
         )
     app.add_middleware(guard.request_ids)
+    app.add_middleware(partial(stage.under_root, settings=settings))
     app.openapi = partial(openapi.describe, app, bool(settings.api_key.get_secret_value()))  # type: ignore[method-assign]
     return app

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 import core
 from core.formats import MEDIA_TYPES
-from handler import batch, jobs, options, routing, webhook
+from handler import batch, jobs, options, routing, upload_queue, webhook
 from handler.jobs import Job, State
 from handler.safe_post import check_url
+from handler.storage import NotFound
 from handler.web.problems import Problem, documented
 from handler.web.schemas import JSON_CODES, LOCATION, JobId, JobRequest, JobView
 from handler.web.service import Service, Shared
 from handler.web.views import find, result_url, view
 
 router = APIRouter(tags=["jobs"])
+
+#: How much longer uploads are kept than jobs: the difference in template.yaml, less a day.
+UPLOAD_GRACE = timedelta(days=7)
 
 #: How often a webhook is tried while a client waits, which takes 20 seconds at most; API Gateway waits for 29.
 ATTEMPTS = 3
@@ -124,6 +130,41 @@ def cancel_job(request: Request, service: Shared, id: JobId) -> Response:
         batch.terminate_batch(job)
     _report(service, job)
     return JSONResponse(view(request, service, jobs.get(service.storage, id)))
+
+
+@router.post(
+    "/jobs/{id}/retry",
+    status_code=201,
+    summary="Do a job that failed once more",
+    response_model=JobView,
+    responses={
+        200: {"description": "It is being done once more already.", "headers": LOCATION, "model": JobView},
+        201: {"headers": LOCATION},
+        **documented("invalid_id", "job_not_found", "already_final", "not_finished", "upload_missing"),
+    },
+)
+def retry_job(request: Request, service: Shared, id: JobId) -> Response:
+    """A new job, with an id that follows from this one's, for the same file: of a job that failed or was cancelled.
+
+    The job itself stays as it is. Asking again gives the same new job.
+    """
+    old = find(service, id)
+    if not old.state.final:
+        raise Problem(
+            "not_finished", f"the job is {old.state.replace('_', ' ')}: only one that has ended is done again"
+        )
+    try:
+        upload = service.storage.head(old.input.key)
+    except NotFound:
+        raise Problem("upload_missing") from None
+    expires = min(jobs.utc_now() + service.ttl, upload.modified + service.ttl + UPLOAD_GRACE)
+    job, new = jobs.retry(service.storage, old, upload.etag.strip('"'), expires=expires)
+    if job.state is State.QUEUED:  # also when it is not new: whoever made it may have died before it was started
+        if service.settings.local:
+            service.start(job.id)
+        else:
+            upload_queue.send(service.settings, job.id)
+    return JSONResponse(view(request, service, job), 201 if new else 200, {"Location": f"../{job.id}"})
 
 
 def _report(service: Service, job: Job) -> None:

@@ -61,6 +61,9 @@ CODES: Mapping[str, Code] = {
     "not_finished": Code(409, "the job is running: ask again later", "There is no result yet."),
     "no_result": Code(409, "the job has failed: there is no result", "The job ended without a result."),
     "already_final": Code(409, "the job has succeeded already", "A job that has ended cannot be cancelled."),
+    "upload_missing": Code(
+        409, "the file of this job is gone: send it again as a new job", "The upload has been deleted."
+    ),
     "too_large": Code(413, "the input is over the limit of 209,715,200 bytes", "Too many bytes or pixels."),
     "unsupported_media_type": Code(
         415, "send a multipart/form-data form with the picture as the part 'file'", "Not of the type expected."

@@ -35,7 +35,7 @@ from handler import batch_job, jobs
 from handler.jobs import Backend, State
 from handler.storage import S3Storage
 from tests.e2e.emulator import EVENTS, ROOT, function
-from tests.integration.work import event, picture, queued, result, wait_for
+from tests.integration.work import as_stored, event, picture, queued, result, wait_for
 from tests.servers import ACCESS_KEY, SECRET_KEY, answers, binary, free_ports, make_bucket, run_server
 
 pytestmark = pytest.mark.slow
@@ -283,7 +283,7 @@ def test_sam_local_invoke_with_an_upload(sam: str, seaweedfs: str, tmp_path: Pat
     sent = event("s3_put.json")
     sent["Records"][0]["s3"]["bucket"]["name"] = storage.bucket
     sent["Records"][0]["s3"]["object"]["key"] = job.input.key
-    (tmp_path / "event.json").write_text(json.dumps(sent))
+    (tmp_path / "event.json").write_text(json.dumps(as_stored(storage, sent)))
     with gateway(int(seaweedfs.rpartition(":")[2])) as address:
         # The template has no variable for the address of S3: on AWS nobody needs one.
         template = yaml.safe_load((ROOT / ".aws-sam" / "build" / "template.yaml").read_text())
@@ -343,7 +343,7 @@ def submitted(storage: S3Storage, variables: dict[str, str], data: bytes, folder
     sent["Records"][0]["s3"]["object"]["key"] = job.input.key
     folder.mkdir()
     with function("handler.s3_event.handler", folder, variables) as uploads:
-        assert uploads(sent) == {"batchItemFailures": []}
+        assert uploads(as_stored(storage, sent)) == {"batchItemFailures": []}
     job = jobs.get(storage, job.id)
     assert job.backend is Backend.BATCH
     assert job.batch_job_id

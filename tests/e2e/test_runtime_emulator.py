@@ -22,7 +22,7 @@ from handler import jobs
 from handler.jobs import Backend, Job, State
 from handler.storage import S3Storage
 from tests.e2e.emulator import Function, function
-from tests.integration.work import TTL, event, picture, queued, result, results
+from tests.integration.work import TTL, as_stored, event, picture, queued, result, results
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,8 @@ def test_uploads_with_odd_keys(uploads: Function, storage: S3Storage) -> None:
     keys = ["uploads/a+b %.jpg", "uploads/été/фото 1.png"]
     for seed, key in enumerate(keys):
         storage.put(key, picture(seed=seed), "image/png")
-    assert uploads("s3_put_odd_keys.json") == {"batchItemFailures": []}
+    odd = as_stored(storage, event("s3_put_odd_keys.json"))
+    assert uploads(odd) == {"batchItemFailures": []}
     done = {job.input.key: job for job in jobs.every(storage) if job.input.key in keys}
     assert {key: job.state for key, job in done.items()} == dict.fromkeys(keys, State.SUCCEEDED)
     for seed, key in enumerate(keys):
@@ -168,7 +169,7 @@ def test_uploads_with_odd_keys(uploads: Function, storage: S3Storage) -> None:
     sent = event("s3_put.json")
     sent["Records"][0]["s3"]["object"]["key"] = job.input.key
     before = {key: read(storage, found.id) for key, found in done.items()}
-    for event_ in (sent, "s3_put_odd_keys.json"):
+    for event_ in (as_stored(storage, sent), odd):
         assert uploads(event_) == {"batchItemFailures": []}
     assert read(storage, job.id).state is State.SUCCEEDED
     assert read(storage, job.id).timings["load"] == 0
@@ -246,6 +247,7 @@ def test_a_time_out_leaves_no_job_stuck(
     job = queued(storage, picture(seed=3))
     sent = event("s3_put.json")
     sent["Records"][0]["s3"]["object"]["key"] = job.input.key
+    sent = as_stored(storage, sent)
     try:
         slow = {**environment, "S3_ENDPOINT_URL": proxy.url}
         # Two seconds more than the function keeps back for the end of its work.

@@ -135,8 +135,8 @@ def clients() -> Iterator[tuple[str, str, str]]:
                     receiver = ast.unparse(found.value)
                     if receiver == "self.client":
                         yield "s3", f"{module}.{top.name}", found.attr
-                    elif receiver == "batch_client()":
-                        yield "batch", f"{module}.{top.name}", found.attr
+                    elif receiver in ("batch_client()", "sqs_client()"):
+                        yield receiver.partition("_")[0], f"{module}.{top.name}", found.attr
 
 
 def settings_read(module: str) -> set[str]:

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from handler import batch_event, worker
 from handler.jobs import State
 from handler.settings import Settings
 from handler.storage import S3Storage
-from tests.infra import reach
+from handler.web import problems
+from handler.web.jobs import UPLOAD_GRACE
+from tests.infra import graph, reach
 from tests.infra.reach import ROOT
 
 #: Each entry point: its module, and the logical names of what runs it and of its role.
@@ -35,6 +38,13 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "jobs.changes.get": "jobs",
     "jobs.changes.succeed": "results",
     "jobs.intake._create": "jobs",
+    "sweep._arrived": "uploads",
+    "sweep._read": "sweep",
+    "sweep._start": "uploads",
+    "sweep._write": "sweep",
+    "sweep.sweep": "jobs",
+    "web.jobs.retry_job": "uploads",
+    "worker._check_version": "uploads",
     "remote_file.probe": "uploads",
     "remote_file.readinto": "uploads",
     "s3_models._download": "models",
@@ -61,43 +71,46 @@ S3_ACTIONS = {
 }
 #: Methods of the store that call the client through another one.
 THROUGH = {"get": "_read", "read_range": "_read", "put": "_put", "create": "_put", "swap": "_put"}
-BATCH_ACTIONS = {"submit_batch": "batch:SubmitJob", "terminate_batch": "batch:TerminateJob"}
+#: What the functions that call Batch, SQS and Secrets Manager need.
+OTHER_ACTIONS = {
+    "batch.submit_batch": "batch:SubmitJob",
+    "batch.terminate_batch": "batch:TerminateJob",
+    "batch.describe_batch": "batch:DescribeJobs",
+    "batch.count_batch": "batch:ListJobs",
+    "upload_queue.send": "sqs:SendMessage",
+    "upload_queue.waiting": "sqs:GetQueueAttributes",
+    "upload_queue.again_soon": "sqs:ChangeMessageVisibility",
+    "webhook.signing_key": "secretsmanager:GetSecretValue",
+}
 #: What the platform does in the function's name, the code does not.
+LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 PLATFORM = {
-    "ApiRole": {"logs:CreateLogStream", "logs:PutLogEvents"},
-    "UploadRole": {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"},
-    "BatchEventRole": {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"},
+    "ApiRole": LOGS,
+    "UploadRole": LOGS | {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"},
+    "BatchEventRole": LOGS,
     "JobRole": set(),  # Batch writes the logs with the machine's role
 }
-#: What the code mentions and never comes to.
-NEVER = {"batch_job": {"batch:SubmitJob"}}  # run_job submits what is moved on, and nothing is moved on from Batch
+#: What the code mentions and never comes to: nothing is moved on from Batch, and only what failed there is started.
+NEVER = {"batch_job": {"batch:SubmitJob"}}
 #: Settings that make no sense on AWS, besides those of local mode.
 NOT_ON_AWS = {"s3_endpoint_url", "webhook_allow_private"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's tags, as the long form of their functions."""
-
-
-def _tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.MappingNode):
-        value: Any = loader.construct_mapping(node, deep=True)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    else:
-        assert isinstance(node, yaml.ScalarNode)
-        value = loader.construct_scalar(node)
-    name = suffix if suffix in ("Ref", "Condition") else f"Fn::{suffix}"
-    return {name: value}
-
-
-_Loader.add_multi_constructor("!", _tag)
+#: Settings that a stack leaves at their defaults: nobody would change them.
+CONSTANT = {
+    "inline_seconds",
+    "lambda_seconds",
+    "lease_seconds",
+    "link_seconds",
+    "max_response_bytes",
+    "output_quality",
+    "tile_overlap",
+    "tile_size",
+    "warm_model",
+}
 
 
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
-    return found
+    return graph.source()
 
 
 def as_list(value: Any) -> list[Any]:
@@ -132,8 +145,8 @@ def needed(module: str) -> set[tuple[str, str]]:
                 prefix = prefix[method]
             for action in S3_ACTIONS[clients[THROUGH.get(method, method)]]:
                 found.add((action, "bucket" if action == "s3:ListBucket" else prefix))
-        if node[0] == "batch" and node[1] in BATCH_ACTIONS:
-            found.add((BATCH_ACTIONS[node[1]], ""))
+        if other := OTHER_ACTIONS.get(".".join(node)):
+            found.add((other, ""))
     return {(action, where) for action, where in found if action not in NEVER.get(module, ())}
 
 
@@ -141,9 +154,14 @@ def test_every_call_is_known() -> None:
     """The tables above name each call of a client and of the store that there is."""
     found = set(reach.clients())
     assert {method for kind, _, method in found if kind == "s3"} == set(S3_ACTIONS)
-    assert {(place, method) for kind, place, method in found if kind == "batch"} == {
+    assert {(place, method) for kind, place, method in found if kind != "s3"} == {
         ("batch.submit_batch", "submit_job"),
         ("batch.terminate_batch", "terminate_job"),
+        ("batch.describe_batch", "describe_jobs"),
+        ("batch.count_batch", "get_paginator"),
+        ("upload_queue.send", "send_message"),
+        ("upload_queue.waiting", "get_queue_attributes"),
+        ("upload_queue.again_soon", "change_message_visibility"),
     }
     places = {place for module in ENTRIES for node in reach.reached(module) for place, _ in reach.calls(node)}
     assert places == set(PREFIXES)
@@ -172,7 +190,7 @@ def test_no_function_shares_its_role(template: dict[str, Any]) -> None:
     for module, (name, role) in ENTRIES.items():
         properties = template["Resources"][name]["Properties"]
         found = properties["ContainerProperties"]["JobRoleArn"] if module == "batch_job" else properties["Role"]
-        assert found == {"Fn::GetAtt": f"{role}.Arn"}
+        assert found == {"Fn::GetAtt": [role, "Arn"]}
         managed = template["Resources"][role]["Properties"].get("ManagedPolicyArns")
         if module == "batch_job":
             assert managed is None
@@ -192,19 +210,21 @@ def test_no_policy_is_for_everything(template: dict[str, Any]) -> None:
             assert "NotAction" not in statement
             assert all("*" not in action for action in as_list(statement["Action"])), name
             for where in as_list(statement["Resource"]):
-                assert where != "*", name
-                # Objects below a prefix of our bucket, and jobs of Batch, whose ids nobody knows beforehand.
+                if where == "*":  # these know no resources
+                    assert as_list(statement["Action"]) == ["batch:DescribeJobs", "batch:ListJobs"], name
+                    continue
+                # Objects below a prefix of our bucket, jobs of Batch, whose ids nobody knows beforehand, and revisions
+                # of our definition of them.
                 text = json.dumps(where)
+                known = r"upscaler-\$\{Id\}/(jobs|uploads|results|models|sweep)/\*\"|:job/\*\"|-upscale:\*\""
                 if "*" in text:
-                    assert re.search(r"upscaler-\$\{Id\}/(jobs|uploads|results|models)/\*\"|:job/\*\"", text), name
+                    assert re.search(known, text), name
 
 
 def variables(template: dict[str, Any], module: str) -> dict[str, Any]:
     properties = template["Resources"][ENTRIES[module][0]]["Properties"]
     if module == "batch_job":
-        container = properties["ContainerProperties"]
-        pairs = container["Environment"] + container["Secrets"]["Fn::If"][1]
-        return {pair["Name"]: pair.get("Value") for pair in pairs}
+        return {pair["Name"]: pair["Value"] for pair in properties["ContainerProperties"]["Environment"]}
     own = properties.get("Environment", {}).get("Variables", {})
     return {**template["Globals"]["Function"]["Environment"]["Variables"], **own}
 
@@ -214,7 +234,7 @@ def test_variables_are_those_of_the_settings(template: dict[str, Any], module: s
     """Each field that the entry point can read and that is no matter of local mode, and nothing else."""
     fields = Settings.model_fields
     local = {name for name, field in fields.items() if (field.description or "").startswith("local mode")}
-    read = reach.settings_read(module) - local - NOT_ON_AWS
+    read = reach.settings_read(module) - local - NOT_ON_AWS - CONSTANT
     if "batch_queue" in read:  # Settings refuses one without the other
         read.add("batch_job_definition")
     read.add("log_level")  # Powertools reads LOG_LEVEL itself
@@ -225,7 +245,7 @@ def test_every_setting_of_aws_is_set_somewhere(template: dict[str, Any]) -> None
     fields = Settings.model_fields
     local = {name for name, field in fields.items() if (field.description or "").startswith("local mode")}
     everywhere = {name for module in ENTRIES for name in variables(template, module)}
-    assert everywhere == {name.upper() for name in set(fields) - local - NOT_ON_AWS}
+    assert everywhere == {name.upper() for name in set(fields) - local - NOT_ON_AWS - CONSTANT}
 
 
 def test_defaults_are_those_of_the_settings(template: dict[str, Any]) -> None:
@@ -239,7 +259,7 @@ def test_defaults_are_those_of_the_settings(template: dict[str, Any]) -> None:
                 default = default.get_secret_value() if hasattr(default, "get_secret_value") else default
                 assert parameters[value["Ref"]]["Default"] == ("" if default is None else default), name
                 seen.add(name)
-    assert {"INLINE_SECONDS", "MAX_PIXELS", "JOB_TTL_DAYS", "WEBHOOK_SECRET"} <= seen
+    assert {"MAX_UPLOAD_BYTES", "MAX_PIXELS", "JOB_TTL_DAYS", "BATCH_MEMORY_MB"} <= seen
 
 
 def test_settings_take_what_the_template_gives(template: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,21 +267,24 @@ def test_settings_take_what_the_template_gives(template: dict[str, Any], monkeyp
     for queue in ("", "arn:aws:batch:us-east-1:123456789012:job-queue/q"):
         for module in ENTRIES:
             for name, value in variables(template, module).items():
-                default = template["Parameters"].get((value or {}).get("Ref"), {}).get("Default", "")
-                text = queue if name.startswith("BATCH_") else "upscaler-example" if name == "BUCKET" else str(default)
+                if isinstance(value, str):
+                    monkeypatch.setenv(name, value)
+                    continue
+                default = template["Parameters"].get(value.get("Ref"), {}).get("Default", "")
+                batch = name in ("BATCH_QUEUE", "BATCH_JOB_DEFINITION")
+                text = queue if batch else "upscaler-example" if name == "BUCKET" else str(default)
                 monkeypatch.setenv(name, text)
             assert Settings().has_batch == bool(queue)
 
 
 def test_uploads_start_the_function_and_nothing_else_does(template: dict[str, Any]) -> None:
-    event = template["Resources"]["UploadFunction"]["Properties"]["Events"]["Uploaded"]["Properties"]
-    assert event["Filter"] == {"S3Key": {"Rules": [{"Name": "prefix", "Value": "uploads/"}]}}
-    # No circle: the bucket needs the function, so neither function nor role may refer to the bucket.
-    for name in (name for pair in ENTRIES.values() for name in pair):
-        text = json.dumps(template["Resources"][name])
-        if name != "UploadFunction":
-            assert '"Ref": "Bucket"' not in text
-        assert '"Bucket.Arn"' not in text
+    resources = template["Resources"]
+    [told] = resources["Bucket"]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
+    assert told["Filter"] == {"S3Key": {"Rules": [{"Name": "prefix", "Value": "uploads/"}]}}
+    assert told["Queue"] == {"Fn::GetAtt": ["Uploads", "Arn"]}
+    [(_, event)] = resources["UploadFunction"]["Properties"]["Events"].items()
+    assert (event["Type"], event["Properties"]["Queue"]) == ("SQS", told["Queue"])
+    assert event["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     names = {json.dumps(variables(template, module)["BUCKET"]) for module in ENTRIES}
     assert {json.loads(text)["Fn::Sub"][0] for text in names} == {"upscaler-${Id}"}
 
@@ -276,9 +299,52 @@ def test_retries_are_those_that_the_job_knows(template: dict[str, Any]) -> None:
     }
     assert rules == {
         json.dumps({"OnExitCode": str(batch_job.REPEAT)}): "RETRY",
+        json.dumps({"OnExitCode": str(batch_job.NO_GPU)}): "RETRY",
         json.dumps({"OnStatusReason": "Host EC2*"}): "RETRY",
+        json.dumps({"OnStatusReason": "Task failed to start*"}): "RETRY",
         json.dumps({"OnReason": "*"}): "EXIT",
     }
+
+
+def test_uploads_wait_as_long_as_they_have_to(template: dict[str, Any]) -> None:
+    """As AWS asks, and as the worker counts; and no upload is deleted before its job can have ended."""
+    resources = template["Resources"]
+    queue, dead = (resources[name]["Properties"] for name in ("Uploads", "DeadLetters"))
+    assert queue["VisibilityTimeout"] >= 6 * resources["UploadFunction"]["Properties"]["Timeout"]
+    assert queue["RedrivePolicy"]["maxReceiveCount"] >= worker.TRIES
+    assert dead["MessageRetentionPeriod"] == 14 * 86400 > queue["MessageRetentionPeriod"]
+    days = queue["MessageRetentionPeriod"] // 86400
+    ttl = template["Parameters"]["JobTtlDays"]["AllowedValues"]
+    kept = {int(ttl): of["Uploads"] for ttl, of in template["Mappings"]["Keep"].items()}
+    assert kept == {day: day + days + 1 for day in ttl}
+    assert timedelta(days=days) == UPLOAD_GRACE
+    sweep_ = resources["BatchEventFunction"]["Properties"]
+    assert sweep_["Timeout"] > 2 * batch_event.RESERVE
+
+
+def test_a_first_deploy_asks_nothing(template: dict[str, Any]) -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())["default"]["deploy"]["parameters"]
+    assert config["confirm_changeset"] is False
+    assert "parameter_overrides" not in config
+    for name, parameter in template["Parameters"].items():
+        assert "NoEcho" not in parameter, f"sam deploy --guided asks for {name} forever"
+    assert template["Parameters"]["Memory"]["Default"] == 3008  # the most of a new account
+    assert template["Parameters"]["UploadConcurrency"]["Default"] <= 5  # of ten in all
+    for name in ("ApiConcurrency", "ProvisionedConcurrency", "SpotVcpus", "OnDemandVcpus", "MonthlyBudget"):
+        assert template["Parameters"][name]["Default"] in ("", 0), name
+
+
+def test_the_gateway_s_problems_are_the_application_s(template: dict[str, Any]) -> None:
+    found = template["Resources"]["Api"]["Properties"]["GatewayResponses"]
+    assert found["INVALID_API_KEY"]["StatusCode"] == 401
+    for name, response in found.items():
+        assert response["ResponseParameters"]["Headers"]["Access-Control-Allow-Origin"] == "'*'"
+        if not name.startswith("DEFAULT"):
+            body = json.loads(response["ResponseTemplates"]["application/json"])
+            assert set(body) == set(problems.ProblemDetails.model_fields)
+            assert body["status"] == response["StatusCode"]
+            assert body["code"] in problems.CODES or body["code"] == "out_of_time"
+            assert problems.CODES.get(body["code"], problems.CODES["busy"]).status in (response["StatusCode"], 503)
 
 
 def test_exceptions_say_why() -> None:
@@ -332,9 +398,10 @@ def test_metrics_of_two_stacks_do_not_mix(template: dict[str, Any]) -> None:
     assert printed == ["Upscaler", "stack-a-UploadFunction-1", "stack-a-UploadFunction-1"]
     body = template["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     widgets = json.loads(body)["widgets"]
-    [ours] = [w["properties"]["metrics"] for w in widgets if w["properties"]["metrics"][0][0] == "Upscaler"]
-    assert {metric[3] for metric in ours} == {"${UploadFunction}", "${ApiFunction}", "."}
-    source = (ROOT / "handler" / "s3_event.py").read_text()
+    shown = [w["properties"]["metrics"] for w in widgets if w["properties"]["metrics"][0][0] == "Upscaler"]
+    ours = [metric for metrics in shown for metric in metrics]
+    assert {metric[3] for metric in ours} == {"${UploadFunction}", "${ApiFunction}", "${BatchEventFunction}", "."}
+    source = "".join((ROOT / "handler" / f"{name}.py").read_text() for name in ("s3_event", "batch_event"))
     counted = set(re.findall(r'add_metric\(name="(\w+)"', source)) | {state.title() for state in State}
     assert {metric[1] for metric in ours} <= counted
 

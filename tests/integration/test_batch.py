@@ -17,7 +17,7 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 import core
-from handler import batch_event, batch_job, jobs, logs, worker
+from handler import batch, batch_event, batch_job, jobs, logs, worker
 from handler.jobs import Backend, Job, Request, State
 from handler.settings import Settings, get_settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
@@ -158,8 +158,12 @@ def command(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[Cal
 
 def test_exit_codes(command: Callable[..., int], store: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = for_batch(store, b"no picture")
-    assert command("--job", bad.id) == batch_job.FAILED
-    assert command("--job", bad.id) == batch_job.FAILED  # repeated all the same: still failed
+    assert command("--job", bad.id) == batch_job.ENDED  # nobody need be woken for that
+    assert jobs.get(store, bad.id).state is State.FAILED
+    assert command("--job", bad.id) == batch_job.ENDED  # repeated all the same
+    defect = for_batch(store, picture())
+    jobs.fail_unclaimed(store, defect.id, "internal_error", "something went wrong here")
+    assert command("--job", defect.id) == batch_job.FAILED
     cancelled = for_batch(store, picture())
     jobs.cancel(store, cancelled.id)
     assert command("--job", cancelled.id) == batch_job.ENDED
@@ -174,6 +178,10 @@ def test_exit_codes(command: Callable[..., int], store: LocalStorage, monkeypatc
 
     monkeypatch.setattr(worker, "run_job", down)
     assert command("--job", bad.id) == batch_job.REPEAT
+    get_settings.cache_clear()
+    monkeypatch.setenv("REQUIRE_GPU", "true")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert command("--job", bad.id) == batch_job.NO_GPU
     get_settings.cache_clear()
     monkeypatch.setenv("LEASE_SECONDS", "-1")
     assert command("--job", bad.id) == batch_job.USAGE
@@ -223,7 +231,27 @@ def test_a_container_that_died_fails_its_job(
     assert words in job.error.message
     assert call(event(name)) == {"id": JOB, "state": "failed"}
     assert jobs.get(store, JOB) == job
-    assert '"BatchFailed":[1.0]' in capsys.readouterr().out
+    assert lost(capsys.readouterr().out) == 1
+
+
+def lost(output: str) -> float:
+    """How many jobs a call of the handler counted as lost."""
+    counted = [json.loads(line)["Lost"] for line in output.splitlines() if '"_aws"' in line and '"Lost"' in line]
+    return sum(sum(values) if isinstance(values, list) else values for values in counted)
+
+
+def test_a_cancelled_job_and_a_bad_picture_wake_nobody(
+    call: Callable[..., Any], store: LocalStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known(store)
+    jobs.cancel(store, JOB)
+    sent = event("batch_failed.json")
+    sent["detail"] |= {"statusReason": batch.CANCELLED}
+    assert call(sent) == {"id": JOB, "state": "cancelled"}
+    assert lost(capsys.readouterr().out) == 0
+    sent["detail"]["container"]["exitCode"] = batch_job.FAILED  # a defect of ours
+    call(sent)
+    assert lost(capsys.readouterr().out) == 1
 
 
 @pytest.mark.parametrize("name", ["batch_spot_retry.json", "batch_succeeded.json", "s3_put.json", "s3_test_event.json"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,19 @@ from handler.jobs import Backend, Job, State
 from handler.s3_event import TryAgain, Upload
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Storage
-from tests.integration.work import AT_ONCE, TTL, Context, Failing, configured, event, picture, queued, result, results
+from tests.integration.work import (
+    AT_ONCE,
+    TTL,
+    Context,
+    Failing,
+    as_stored,
+    configured,
+    event,
+    picture,
+    queued,
+    result,
+    results,
+)
 
 BUCKET = "upscaler-example"
 Call = Callable[..., dict[str, Any]]
@@ -39,14 +52,28 @@ def call(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(worker, "run_job", lambda *a, **named: run_job(*a, **{**named, "retry_delays": AT_ONCE}))
 
     def handle(
-        sent: dict[str, Any], *, context: Context | None = None, storage: Any = store, settings: Settings = settings
+        sent: dict[str, Any],
+        *,
+        context: Context | None = None,
+        storage: Any = store,
+        settings: Settings = settings,
+        as_is: bool = False,
     ) -> dict[str, Any]:
         monkeypatch.setattr(s3_event, "open_from_environment", lambda: (settings, storage))
-        answer: dict[str, Any] = s3_event.handler(sent, cast(LambdaContext, context or Context()))
+        answer: dict[str, Any] = s3_event.handler(
+            sent if as_is else as_stored(store, sent), cast(LambdaContext, context or Context())
+        )
         return answer
 
     yield handle
     s3_event.metrics.clear_metrics()
+
+
+def created(store: Storage, upload: Any) -> Job:
+    """The job that the handler makes for an upload."""
+    return jobs.find_or_create_for_upload(
+        store, upload.bucket, upload.key, upload.version, sequencer=upload.sequencer, ttl=TTL
+    )
 
 
 def found(storage: Storage) -> list[Job]:
@@ -85,12 +112,20 @@ def test_powertools_hands_out_the_key_as_it_came() -> None:
 
 
 def test_the_ways_of_delivery_name_the_same_object() -> None:
-    [direct, _] = s3_event.uploads(event("s3_put_odd_keys.json"))
+    message = "2e1424d4-f796-459a-8184-9c92662be6da"
+    [direct, _] = s3_event.uploads(sent := event("s3_put_odd_keys.json"))
     [bus] = s3_event.uploads(event("eventbridge_s3_object_created.json"))
     [_, queue] = s3_event.uploads(event("sqs_s3_put.json"))
-    assert direct == Upload(BUCKET, "uploads/a+b %.jpg", "1" * 32, 70)
-    assert bus == Upload(BUCKET, "uploads/a+b %.jpg", "IYV3p45BT0ac8hjHg1houSdS1a.Mro8e", 70)
-    assert queue == Upload(BUCKET, "uploads/a+b %.jpg", "1" * 32, 70, "2e1424d4-f796-459a-8184-9c92662be6da")
+    wanted = Upload(BUCKET, "uploads/a+b %.jpg", "1" * 32, 70, "0A1B2C3D4E5F678901")
+    assert replace(wanted, version=bus.version, sequencer=bus.sequencer) == bus  # type: ignore[union-attr]
+    assert direct == wanted
+    assert queue == replace(wanted, message=message)
+    # Through SNS, and through SNS and then SQS.
+    topic = {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": json.dumps(sent)}}]}
+    assert next(s3_event.uploads(topic)) == wanted
+    body = json.dumps({"Type": "Notification", "Message": json.dumps(sent)})
+    both = {"Records": [{"eventSource": "aws:sqs", "messageId": message, "body": body}]}
+    assert next(s3_event.uploads(both)) == replace(wanted, message=message)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +135,7 @@ def test_the_ways_of_delivery_name_the_same_object() -> None:
         event("batch_failed.json"),
         {},
         {"Records": []},
-        {"Records": [{}, None, {"s3": {}}, {"eventSource": "aws:sqs", "body": "no JSON", "messageId": "1"}]},
+        {"Records": [{}, None, {"s3": {}}]},
     ],
 )
 def test_what_is_no_upload_is_passed_over(call: Call, store: LocalStorage, sent: dict[str, Any]) -> None:
@@ -108,9 +143,53 @@ def test_what_is_no_upload_is_passed_over(call: Call, store: LocalStorage, sent:
     assert not found(store)
 
 
-@pytest.mark.parametrize(
-    "key", ["results/x.png", "jobs/x.json", "uploads/", "x/uploads/y", "uploads//x", "uploads/../x"]
-)
+@pytest.mark.parametrize("body", ["no JSON", "[]", "{}", '{"job": "../x"}', '{"Records": [{"s3": {}}]}'])
+def test_a_message_that_says_nothing_goes_to_the_dead_letters(call: Call, store: LocalStorage, body: str) -> None:
+    """After its last delivery, where an alarm tells of it; to pass it over would lose an upload without a word."""
+    sent = {"Records": [{"eventSource": "aws:sqs", "body": body, "messageId": "1"}]}
+    assert call(sent) == {"batchItemFailures": [{"itemIdentifier": "1"}]}
+    assert not found(store)
+
+
+@pytest.mark.parametrize("key", ["uploads//x.png", "uploads/../x.png", "uploads/./x.png"])
+def test_keys_that_no_store_takes_are_failed_where_people_look(
+    call: Call, store: LocalStorage, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = event("s3_put.json")
+    sent["Records"][0]["s3"]["object"]["key"] = key
+    for _ in range(2):
+        assert call(sent) == {"batchItemFailures": []}
+    [job] = found(store)
+    assert (job.state, job.input.key) == (State.FAILED, key)
+    assert job.error
+    assert job.error.code == "bad_key"
+    assert metrics(capsys.readouterr().out)["Failed"]
+
+
+def test_a_file_dropped_once_more_is_a_new_job(call: Call, store: LocalStorage) -> None:
+    """With the same bytes, so the same ETag; and the same event once more is not."""
+    sent = event("s3_put_odd_keys.json")
+    sent["Records"].pop(0)
+    store.put("uploads/été/фото 1.png", b"no picture", "image/png")
+    for sequencer in ("0A", "0B", "0A"):
+        sent["Records"][0]["s3"]["object"]["sequencer"] = sequencer
+        call(sent)
+    assert [job.state for job in found(store)] == [State.FAILED] * 2
+
+
+def test_a_job_reads_only_the_file_that_it_was_made_for(call: Call, store: LocalStorage) -> None:
+    store.put("uploads/photo.png", picture(seed=1), "image/png")
+    sent = event("s3_put.json")
+    item = sent["Records"][0]["s3"]["object"]
+    item |= {"key": "uploads/photo.png", "eTag": store.head("uploads/photo.png").etag.strip('"')}
+    store.put("uploads/photo.png", picture(seed=2), "image/png")
+    call(sent, as_is=True)
+    [job] = found(store)
+    assert job.error
+    assert (job.state, job.error.code) == (State.FAILED, "upload_replaced")
+
+
+@pytest.mark.parametrize("key", ["results/x.png", "jobs/x.json", "uploads/", "x/uploads/y"])
 def test_keys_that_make_no_job(call: Call, store: LocalStorage, key: str) -> None:
     sent = event("s3_put.json")
     sent["Records"][0]["s3"]["object"]["key"] = key
@@ -159,7 +238,7 @@ def test_a_new_version_of_a_key_is_a_new_job(call: Call, store: LocalStorage) ->
     sent["Records"].pop(0)
     store.put("uploads/été/фото 1.png", picture(), "image/png")
     call(sent)
-    sent["Records"][0]["s3"]["object"]["versionId"] = "other"
+    store.put("uploads/été/фото 1.png", picture(seed=1), "image/png")
     call(sent)
     assert len(found(store)) == 2
 
@@ -182,8 +261,8 @@ def test_only_what_a_repetition_helps_is_reported(call: Call, store: LocalStorag
     for key in ("good", "also good"):
         store.put(f"uploads/{key}.png", picture(), "image/png")
     store.put("uploads/text.jpg", b"this is text", "image/jpeg")
-    good, *_ = s3_event.uploads(event("s3_put_several.json"))
-    id = jobs.find_or_create_for_upload(store, good.bucket, good.key, good.version, ttl=TTL).id
+    good, *_ = s3_event.uploads(as_stored(store, event("s3_put_several.json")))
+    id = created(store, good).id
     failing = Failing(store, {("swap", jobs.job_key(id)): float("inf")})
     with pytest.raises(TryAgain, match="1 of 3"):
         call(event("s3_put_several.json"), storage=failing)
@@ -305,8 +384,8 @@ def test_an_event_that_comes_again_after_a_death_waits_for_the_lease(
     call: Call, store: LocalStorage, tmp_path: Path
 ) -> None:
     store.put("uploads/6f9619ff-8b86-4011-b42d-00c04fc964ff/photo.png", picture(), "image/png")
-    [upload] = s3_event.uploads(event("s3_put.json"))
-    job = jobs.find_or_create_for_upload(store, upload.bucket, upload.key, upload.version, ttl=TTL)
+    [upload] = s3_event.uploads(as_stored(store, event("s3_put.json")))
+    job = created(store, upload)
     assert jobs.claim(store, job.id, "dies", 1.0, backend=Backend.LAMBDA)
     call(event("s3_put.json"))
     [done] = found(store)
@@ -361,8 +440,9 @@ def test_the_handler_works_in_lambda_without_x_ray(tmp_path: Path) -> None:
     store = LocalStorage(tmp_path / "data")
     store.put("uploads/6f9619ff-8b86-4011-b42d-00c04fc964ff/photo.png", b"no picture", "image/png")
     code = (
-        "import json, sys; from handler import s3_event; from tests.integration.work import Context, event;"
-        "print('answer', s3_event.handler(event('s3_put.json'), Context()))"
+        "import json, sys; from handler import s3_event; from tests.integration.work import Context, as_stored, event;"
+        "sent = as_stored(s3_event.open_from_environment()[1], event('s3_put.json'));"
+        "print('answer', s3_event.handler(sent, Context()))"
     )
     environment = {
         **os.environ,

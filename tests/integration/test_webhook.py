@@ -224,7 +224,7 @@ def test_nothing_waits_for_a_target_that_hangs(store: LocalStorage, patience: th
 
     with Receiver(hang) as server:
         id = ended_job(store, server.url)
-        thread = webhook.in_background(store, id, SECRET, allow_private=True)
+        thread = webhook.in_background(store, id, lambda: SECRET, allow_private=True)
         assert reached.wait(60)
         assert thread.is_alive()
         assert thread.daemon

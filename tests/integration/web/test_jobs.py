@@ -171,3 +171,39 @@ def test_a_result_that_was_swept_away(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     with served(local(tmp_path), storage) as client:
         check_problem(client.get(storage.download_link("results/x", "x.png", 60)), 404, "not_found")
+
+
+def test_a_job_that_failed_is_done_once_more(client: httpx.Client, folder: Path) -> None:
+    """As a new job of the same file; the old one stays as it was reported."""
+    storage = LocalStorage(folder)
+    waits = client.post("/jobs", json=WANTED).json()
+    check_problem(client.post(f"/jobs/{waits['id']}/retry"), 409, "not_finished")
+    assert send(client, waits["upload"], b"no picture").status_code == 204
+    failed = finished(client, waits["id"])
+    assert failed["state"] == "failed"
+    storage.put(failed["input"]["key"], PNG, "image/png")  # what was wrong with it is mended
+    answer = client.post(f"/jobs/{failed['id']}/retry")
+    assert answer.status_code == 201
+    again = answer.json()
+    assert answer.url.join(answer.headers["location"]).path == f"/jobs/{again['id']}"
+    assert again["id"] != failed["id"]
+    assert again["input"]["key"] == failed["input"]["key"]
+    repeated = client.post(f"/jobs/{failed['id']}/retry")
+    assert (repeated.status_code, repeated.json()["id"]) == (200, again["id"])
+    assert finished(client, again["id"])["state"] == "succeeded"
+    assert client.get(f"/jobs/{failed['id']}").json() == failed
+
+
+def test_what_cannot_be_done_once_more(client: httpx.Client, folder: Path) -> None:
+    check_problem(client.post(f"/jobs/{UUID}/retry"), 404, "job_not_found")
+    done = client.post("/jobs", json=WANTED).json()
+    send(client, done["upload"])
+    assert finished(client, done["id"])["state"] == "succeeded"
+    check_problem(client.post(f"/jobs/{done['id']}/retry"), 409, "already_final")
+    gone = client.post("/jobs", json=WANTED).json()
+    client.delete(f"/jobs/{gone['id']}")
+    check_problem(client.post(f"/jobs/{gone['id']}/retry"), 409, "upload_missing")
+    # A cancelled job whose file arrives after all is done when it is asked for.
+    send(client, gone["upload"])
+    again = client.post(f"/jobs/{gone['id']}/retry").json()
+    assert finished(client, again["id"])["state"] == "succeeded"

@@ -30,6 +30,7 @@ def test_every_call_is_described(openapi: dict[str, Any]) -> None:
         "GET /jobs/{id}/result",
         "GET /jobs/{id}/preview",
         "POST /preview",
+        "POST /jobs/{id}/retry",
     }
 
 
