@@ -15,6 +15,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 1024 * 1024
 
 
+def _data_dir() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path("serverless-upscaler", appauthor=False)
+
+
 class Settings(BaseSettings):
     """The configuration; each field's description says its unit and what an empty value means.
 
@@ -28,7 +34,11 @@ class Settings(BaseSettings):
     bucket: str = Field(
         default="", description="S3 bucket for uploads, results and jobs; empty: local mode, in DATA_DIR"
     )
-    data_dir: Path = Field(default=Path("data"), description="local mode: the directory that stands in for the bucket")
+    data_dir: Path = Field(
+        default_factory=_data_dir,
+        description="local mode: the directory that stands in for the bucket, a new or an empty one; "
+        "empty: serverless-upscaler in the user's data directory, such as ~/.local/share",
+    )
     s3_endpoint_url: str = Field(default="", description="URL of an S3-compatible server; empty: AWS")
     job_ttl_days: int = Field(
         default=7,
@@ -56,7 +66,19 @@ class Settings(BaseSettings):
     batch_job_definition: str = Field(
         default="", description="name or ARN of the AWS Batch job definition; empty: no Batch"
     )
-    max_concurrency: int = Field(default=1, ge=1, le=64, description="local mode: pictures worked on at the same time")
+    max_concurrency: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="local mode: pictures worked on at the same time; besides, there is a place for a short one",
+    )
+    queue_seconds: float = Field(
+        default=120,
+        gt=0,
+        description="seconds of estimated work, for each of MAX_CONCURRENCY, that may wait for direct answers, "
+        "half of it of one client; more is refused with 503",
+    )
+    job_queue_seconds: float = Field(default=86_400, gt=0, description="local mode: the same for jobs that are queued")
     lease_seconds: float = Field(
         default=60, gt=0, le=3600, description="seconds after which a silent worker's job may be taken over by another"
     )
@@ -111,6 +133,17 @@ class Settings(BaseSettings):
         description="local mode: requests of one client per second, minute, hour or day; none: no limit",
     )
     host: str = Field(default="127.0.0.1", description="local mode: address to listen on")
+    public_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s?#]+)?$",
+        description="address that callers know the service by, such as https://example.org/upscaler, for its links; "
+        "empty: taken from each request",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="local mode: addresses and networks of reverse proxies, separated by commas, whose "
+        "X-Forwarded-For and X-Forwarded-Proto are believed; *: everybody's; empty: nobody's",
+    )
     port: int = Field(default=8000, ge=0, le=65_535, description="local mode: TCP port to listen on; 0: a free one")
 
     # Webhooks

@@ -16,6 +16,7 @@ from handler.jobs.changes import (
     release,
     renew,
     succeed,
+    take_back,
 )
 from handler.jobs.document import (
     Backend,
@@ -94,6 +95,7 @@ __all__ = [
     "renew",
     "result_key",
     "succeed",
+    "take_back",
     "upload_key",
     "uploaded",
     "utc_now",
