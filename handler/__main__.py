@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,6 +18,7 @@ from pydantic import SecretStr, ValidationError
 
 from handler import logs
 from handler.settings import Settings, get_settings
+from handler.storage import ForeignDirectory, Storage, Unavailable, open_storage
 
 #: Seconds for answers that are on their way, and for tiles that are being worked on, when the server is stopped.
 GRACE_SECONDS = 30
@@ -47,59 +51,79 @@ def main() -> int:
         return 1
     with listener:
         try:
+            storage = open_storage(settings)
             logs.setup(settings.log_level, settings.data_dir / ".logs" / "service.log" if settings.local else None)
-        except OSError as error:
-            print(f"error: cannot write to {settings.data_dir}: {error.strerror}", file=sys.stderr)
+        except ForeignDirectory as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except (Unavailable, OSError) as error:
+            cause = error.__cause__ if isinstance(error, Unavailable) else error
+            why = cause.strerror if isinstance(cause, OSError) else error
+            print(f"error: cannot write to {settings.data_dir}: {why}; name another with DATA_DIR", file=sys.stderr)
             return 1
-        _serve(settings, listener)
+        _serve(settings, storage, listener)
     return 0
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> None:
     import uvicorn
 
     from handler import api, webhook
     from handler.local import Workers
-    from handler.storage import open_storage
+    from handler.web import connections
     from handler.web.warm import warm
 
     service = api.app.state.service
-    workers = Workers(open_storage(settings), settings) if settings.local else None
+    workers = Workers(storage, settings) if settings.local else None
     if workers is not None:
-        service.start = workers.put
+        service.start, service.queued = workers.put, workers.queued
         workers.start()
     warming = warm(settings, lambda: service.limiter.idle)
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
-    server = uvicorn.Server(
+    server = connections.Server(
         uvicorn.Config(
             api.app,
+            http=connections.GuardedProtocol,
+            backlog=connections.backlog(),
+            # A header that anybody can send must not choose whom the rate limit counts.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             lifespan="off",
             ws="none",
             log_config=None,
             access_log=False,  # handler.web.guard logs requests, with their ids
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+        ),
+        workers.ask_to_stop if workers is not None else None,
     )
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
+        end = time.monotonic() + GRACE_SECONDS
         if workers is not None:
             workers.stop(GRACE_SECONDS)
-        webhook.wait(GRACE_SECONDS)
+        webhook.wait(max(1.0, end - time.monotonic()))
         if warming is not None:
-            warming.join(GRACE_SECONDS)  # torch aborts the process when Python ends under it
+            warming.join(max(0.0, end - time.monotonic()))
+        if any(thread is not threading.current_thread() for thread in threading.enumerate()):
+            # Somebody is in the middle of a tile. Torch aborts the process when Python ends under it, so Python does
+            # not: jobs were handed back, and what lies in a working folder is removed by the next start.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def settings_table() -> str:
     """Every setting with its default and its unit, in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+        default = None if field.default_factory else field.default
+        default = default.get_secret_value() if isinstance(default, SecretStr) else default
         shown = "" if default in ("", None) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import queue
+import re
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 from handler import jobs, webhook, worker
-from handler.jobs import Backend, State
+from handler.jobs import Backend, Job, State
+from handler.servers import Server
 from handler.settings import Settings
-from handler.storage import NotFound, Storage, StorageError
+from handler.storage import LocalStorage, NotFound, Storage, StorageError
+from handler.turns import Turn, TurnQueue
 from handler.workspace import workspace
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two removals of what has expired.
 SWEEP_SECONDS = 3600.0
+#: Jobs of at most so many seconds of estimated work need not wait until a long one is done: one thread is for them.
+EXPRESS_SECONDS = 10.0
+#: What is assumed of a picture whose header nobody has read yet: a photo of a megabyte has about three megapixels.
+_SECONDS_PER_BYTE = 3e-6
+_OWNER = re.compile(r"\S+ ([0-9a-f]{32}) \d+#")
 
 
 class Workers:
@@ -26,17 +35,23 @@ class Workers:
 
     Args:
         storage: where the jobs are.
-        settings: of the service; MAX_CONCURRENCY threads work.
+        settings: of the service; MAX_CONCURRENCY threads work, and one besides on short jobs.
     """
 
     def __init__(self, storage: Storage, settings: Settings) -> None:
         self._storage, self._settings = storage, settings
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._queued: set[str] = set()
+        self._queue = TurnQueue()
+        self._running: dict[int, Turn] = {}
         self._stop = threading.Event()
+        self._server = Server(settings.data_dir)
         self._threads = [
-            threading.Thread(target=self._work, args=(number,), name=f"worker-{number}", daemon=True)
-            for number in range(settings.max_concurrency)
+            threading.Thread(
+                target=self._work,
+                args=(number, EXPRESS_SECONDS if number == settings.max_concurrency else math.inf),
+                name=f"worker-{number}",
+                daemon=True,
+            )
+            for number in range(settings.max_concurrency + 1)
         ]
         self._threads.append(threading.Thread(target=self._look_after, name="janitor", daemon=True))
 
@@ -49,50 +64,83 @@ class Workers:
 
     def put(self, job_id: str) -> None:
         """Have a queued job done. One that is put twice is done once: a second worker finds nothing to claim."""
-        if job_id not in self._queued:  # a long queue does not grow with every look for jobs
-            self._queued.add(job_id)
-            self._queue.put(job_id)
+        if job_id in self._queue:  # it need not be read again with every look for jobs
+            return
+        try:
+            job = jobs.get(self._storage, job_id)
+        except NotFound:
+            return
+        except StorageError:  # the janitor finds it again
+            log.exception("job %s could not be read", job_id)
+            return
+        self._put(job)
 
-    def stop(self, seconds: float) -> None:
-        """Hand running jobs back after the tile that they are at, and wait so long for it."""
+    def queued(self) -> list[Turn]:
+        """The jobs that wait or are worked on here."""
+        return [*self._queue.all(), *list(self._running.values())]
+
+    def ask_to_stop(self) -> None:
+        """Take no more jobs, and hand running ones back after the tile that they are at."""
         self._stop.set()
-        for _ in self._threads:
-            self._queue.put(None)
+        self._queue.close()
+
+    def stop(self, seconds: float) -> bool:
+        """Ask to stop, and wait so long for it; jobs whose tile takes longer are handed back as they are.
+
+        Returns:
+            Whether all threads have ended. Where not, Python must not end under them: see `os._exit`.
+        """
+        self.ask_to_stop()
         end = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if not ended:
+            for turn in list(self._running.values()):
+                self._hand_back(turn.name)
+        self._server.close()
+        return ended
 
-    def _work(self, number: int) -> None:
-        name = f"{os.uname().nodename} {os.getpid()} {number}"
-        while (job_id := self._queue.get()) is not None and not self._stop.is_set():
-            self._queued.discard(job_id)
+    def _put(self, job: Job) -> None:
+        seconds = job.estimate.seconds if job.estimate else (job.input.bytes or 0) * _SECONDS_PER_BYTE
+        self._queue.put(Turn(job.id, job.owner, seconds, time.monotonic()))
+
+    def _work(self, number: int, at_most: float) -> None:
+        name = f"{os.uname().nodename} {self._server.name} {number}"
+        while (turn := self._queue.get(time.monotonic, at_most)) is not None and not self._stop.is_set():
+            self._running[number] = turn
             try:
                 worker.run_job(
                     self._storage,
                     self._settings,
-                    job_id,
+                    turn.name,
                     backend=Backend.LAMBDA,
                     worker=name,
                     stop=self._stop.is_set,
                 )
             except NotFound:
-                log.info("job %s is gone", job_id)
+                log.info("job %s is gone", turn.name)
             except Exception:  # one job must not end the thread; the janitor finds it again
-                log.exception("job %s could not be worked on", job_id)
+                log.exception("job %s could not be worked on", turn.name)
+            finally:
+                self._running.pop(number, None)
 
     def _look_after(self) -> None:
         swept = -SWEEP_SECONDS
         while True:
             try:
+                if isinstance(self._storage, LocalStorage):
+                    self._storage.check()
+                # First the work: a server that was restarted goes on with it at once.
+                self._look_for_jobs()
                 if time.monotonic() - swept >= SWEEP_SECONDS:
                     swept = time.monotonic()
                     removed = self._storage.sweep(jobs.utc_now() - timedelta(days=self._settings.job_ttl_days))
                     if removed:
                         log.info("%d expired objects removed", removed)
-                self._look_for_jobs()
             except StorageError:
                 log.exception("the store could not be looked through")
-            # A job of a process that died is free when its lease has run out, so that is how often to look.
+            # A job whose worker hangs is free when its lease has run out, so that is how often to look.
             if self._stop.wait(self._settings.lease_seconds):
                 return
 
@@ -100,18 +148,33 @@ class Workers:
         """Put what can be claimed, and deliver the webhooks that are due."""
         now = jobs.utc_now()
         for job in jobs.every(self._storage):
+            if job.state is State.RUNNING and self._owner_is_dead(job):
+                job = jobs.take_back(self._storage, job)
             if jobs.claimable(job, now):
-                self.put(job.id)
+                self._put(job)
             elif job.state is State.AWAITING_UPLOAD:
                 self._queue_if_uploaded(job)
             elif jobs.webhook_due(job):
                 webhook.notify(self._storage, self._settings, job)
 
-    def _queue_if_uploaded(self, job: jobs.Job) -> None:
+    def _owner_is_dead(self, job: Job) -> bool:
+        """Whether the server that has claimed the job is known to be gone."""
+        owner = _OWNER.match(job.lease.owner) if job.lease else None
+        return owner is not None and self._server.is_dead(owner[1])
+
+    def _hand_back(self, job_id: str) -> None:
+        """A job that a thread of ours is still at, and whose result nobody will see."""
+        with suppress(StorageError, jobs.JobError):
+            job = jobs.get(self._storage, job_id)
+            owner = _OWNER.match(job.lease.owner) if job.lease else None
+            if owner is not None and owner[1] == self._server.name:
+                jobs.take_back(self._storage, job)
+                log.warning("job %s is handed back in the middle of a tile", job_id)
+
+    def _queue_if_uploaded(self, job: Job) -> None:
         """A crash may have come between the upload and the change of the job."""
         try:
             found = self._storage.head(job.input.key)
         except NotFound:
             return
-        jobs.uploaded(self._storage, job.id, size=found.size, version=found.etag)
-        self.put(job.id)
+        self._put(jobs.uploaded(self._storage, job.id, size=found.size, version=found.etag))

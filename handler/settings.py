@@ -15,6 +15,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 1024 * 1024
 
 
+def _data_dir() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path("serverless-upscaler", appauthor=False)
+
+
 class Settings(BaseSettings):
     """The configuration; each field's description says its unit and what an empty value means.
 
@@ -28,7 +34,11 @@ class Settings(BaseSettings):
     bucket: str = Field(
         default="", description="S3 bucket for uploads, results and jobs; empty: local mode, in DATA_DIR"
     )
-    data_dir: Path = Field(default=Path("data"), description="local mode: the directory that stands in for the bucket")
+    data_dir: Path = Field(
+        default_factory=_data_dir,
+        description="local mode: the directory that stands in for the bucket, a new or an empty one; "
+        "empty: serverless-upscaler in the user's data directory, such as ~/.local/share",
+    )
     s3_endpoint_url: str = Field(default="", description="URL of an S3-compatible server; empty: AWS")
     job_ttl_days: int = Field(
         default=7,
@@ -65,7 +75,19 @@ class Settings(BaseSettings):
         default="",
         description="URL of the SQS queue of uploads, which jobs are sent to that are done again; empty: none",
     )
-    max_concurrency: int = Field(default=1, ge=1, le=64, description="local mode: pictures worked on at the same time")
+    max_concurrency: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="local mode: pictures worked on at the same time; besides, there is a place for a short one",
+    )
+    queue_seconds: float = Field(
+        default=120,
+        gt=0,
+        description="seconds of estimated work, for each of MAX_CONCURRENCY, that may wait for direct answers, "
+        "half of it of one client; more is refused with 503",
+    )
+    job_queue_seconds: float = Field(default=86_400, gt=0, description="local mode: the same for jobs that are queued")
     lease_seconds: float = Field(
         default=60, gt=0, le=3600, description="seconds after which a silent worker's job may be taken over by another"
     )
@@ -124,6 +146,17 @@ class Settings(BaseSettings):
         default="",
         pattern=r"^(/[^/\s?#]+)*$",
         description="local mode: path that a reverse proxy puts before the service's own, such as /upscaler",
+    )
+    public_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s?#]+)?$",
+        description="address that callers know the service by, such as https://example.org/upscaler, for its links; "
+        "empty: taken from each request",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="local mode: addresses and networks of reverse proxies, separated by commas, whose "
+        "X-Forwarded-For and X-Forwarded-Proto are believed; *: everybody's; empty: nobody's",
     )
     port: int = Field(default=8000, ge=0, le=65_535, description="local mode: TCP port to listen on; 0: a free one")
 

@@ -14,6 +14,7 @@ is no need for this.
 from __future__ import annotations
 
 import atexit
+import io
 import itertools
 import json
 import os
@@ -45,6 +46,7 @@ from core.pixels.bands import Bands, Samples
 
 _BLOCKS = ("icc", "exif", "xmp", "iptc", "tiff")
 _MAX_HEADER = 8 * MAX_TEXT
+_PIECE = 1 << 20  # bytes
 _lock = threading.Lock()
 _server: tuple[int, subprocess.Popen[bytes], socket.socket] | None = None
 
@@ -129,14 +131,28 @@ def _as_file(source: Source, limits: Limits) -> BinaryIO:
             return Path(source).open("rb")
         if not isinstance(source, (bytes, bytearray, memoryview)):
             source.seek(0)  # it may have been read before
-        data = source if isinstance(source, (bytes, bytearray, memoryview)) else source.read(limits.input_bytes + 1)
+        return _copied(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source, limits)
     except (OSError, ValueError) as error:
         raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
-    if len(data) > limits.input_bytes:
-        raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
+
+
+def _copied(stream: BinaryIO, limits: Limits) -> BinaryIO:
+    """What is left of a stream as a file, in pieces: many large uploads at once must not be held in memory.
+
+    Raises:
+        TooLarge: over the limit.
+        OSError, ValueError: the stream cannot be read.
+    """
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    file.write(data)
-    file.seek(0)
+    try:
+        while piece := stream.read(_PIECE):
+            file.write(piece)
+            if file.tell() > limits.input_bytes:
+                raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 

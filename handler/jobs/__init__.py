@@ -16,6 +16,7 @@ from handler.jobs.changes import (
     release,
     renew,
     succeed,
+    take_back,
 )
 from handler.jobs.document import (
     Backend,
@@ -95,6 +96,7 @@ __all__ = [
     "result_key",
     "retry",
     "succeed",
+    "take_back",
     "upload_key",
     "uploaded",
     "utc_now",

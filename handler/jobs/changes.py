@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: How many leases of a job may run out before it is failed instead of tried again.
 MAX_LOST = 3
+#: How often a job may be claimed before a dead server counts as a loss, too.
+MAX_RESTARTS = 20
 #: Seconds between two writes of progress, and between two reads while working.
 HEARTBEAT_SECONDS = 2.0
 
@@ -301,6 +303,29 @@ def release(storage: Storage, job: Job, *, backend: Backend | None = None, clock
         return now.model_copy(update=update)
 
     return _change_as_owner(storage, job, hand_back, clock)
+
+
+def take_back(storage: Storage, job: Job, *, clock: Clock = utc_now) -> Job:
+    """Queue a running job whose worker's process is known to be dead or dying; for whoever knows that.
+
+    That is not counted as a loss: a server that is restarted is not a job that kills its worker. A job that has been
+    claimed `MAX_RESTARTS` times is left to its lease all the same, for it may be why the server dies.
+
+    Args:
+        storage: where the job is.
+        job: as seen with the lease of that worker.
+        clock: gives the time.
+
+    Returns:
+        The job as it is now; unchanged where it is no longer that worker's.
+    """
+
+    def queue(now: Job) -> Job:
+        if now.state is not State.RUNNING or now.lease != job.lease or now.attempt >= MAX_RESTARTS:
+            return now
+        return now.model_copy(update={"state": State.QUEUED, "lease": None, "progress": Progress()})
+
+    return change(storage, job.id, queue, clock=clock)
 
 
 def cancel(storage: Storage, id: str, *, clock: Clock = utc_now) -> Job:

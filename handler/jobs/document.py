@@ -209,12 +209,13 @@ class Job(_Document):
     started: datetime | None = Field(default=None, description="First claim.")
     finished: datetime | None = Field(default=None, description="When the final state was reached.")
     expires: datetime = Field(description="When the job, its upload and its result may be gone.")
+    owner: str = Field(default="", description="Whose job it is: names a key or an address.")
     request_hash: str = Field(default="", description="SHA-256 of the request, for idempotency.")
     revision: str = Field(default="", description="Names this write of the document.")
 
     def public(self) -> dict[str, JsonValue]:
-        """What clients may see, ready for JSON: all but the lease, the hash and the revision."""
-        return self.model_dump(mode="json", exclude={"lease", "request_hash", "revision"})
+        """What clients may see, ready for JSON: all but the lease, the owner, the hash and the revision."""
+        return self.model_dump(mode="json", exclude={"lease", "owner", "request_hash", "revision"})
 
 
 def utc_now() -> datetime:

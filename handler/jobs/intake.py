@@ -46,10 +46,11 @@ def create(
     ttl: timedelta,
     backend: Backend | None = None,
     estimate: Estimate | None = None,
+    owner: str = "",
     clock: Clock = utc_now,
 ) -> Job:
     """A new job with a random id, awaiting its upload."""
-    return put(storage, new_id(), request, ttl=ttl, backend=backend, estimate=estimate, clock=clock)[0]
+    return put(storage, new_id(), request, ttl=ttl, backend=backend, estimate=estimate, owner=owner, clock=clock)[0]
 
 
 def put(
@@ -60,13 +61,14 @@ def put(
     ttl: timedelta,
     backend: Backend | None = None,
     estimate: Estimate | None = None,
+    owner: str = "",
     clock: Clock = utc_now,
 ) -> tuple[Job, bool]:
     """The job of this id and request, awaiting its upload, and whether it is new.
 
     Raises:
         InvalidId: not a UUID.
-        Conflict: the id was used for another request.
+        Conflict: the id was used for another request, or by another owner.
     """
     name = file_name(request.filename)
     model = request.options.get("model")
@@ -87,6 +89,7 @@ def put(
             created=now,
             updated=now,
             expires=now + ttl,
+            owner=owner,
             request_hash=_hash(request.model_dump(mode="json")),
             revision=uuid.uuid4().hex,
         ),
@@ -236,7 +239,7 @@ def _create(storage: Storage, job: Job) -> tuple[Job, bool]:
         storage.create(job_key(job.id), dumps(job))
     except Exists:
         found = get(storage, job.id)
-        if found.request_hash != job.request_hash:
+        if (found.request_hash, found.owner) != (job.request_hash, job.owner):
             raise Conflict("this id belongs to a job that was asked for with another request") from None
         return found, found.revision == job.revision
     return job, True

@@ -5,6 +5,7 @@ StorageError
 ├── NotFound       nothing is stored under the key
 ├── Exists         create() came second
 ├── Changed        swap() came second: the object is no longer the one that was read
+├── ForeignDirectory  a local directory with somebody's own files in it
 ├── LinkRefused    a local link was tampered with, is expired, or does not allow this
 └── Unavailable    the store did not answer, or failed, also when asked again
 
@@ -45,6 +46,10 @@ class Changed(StorageError):
 
 class LinkRefused(StorageError):
     """A local link was tampered with, is expired, or does not allow this content type or size."""
+
+
+class ForeignDirectory(StorageError):
+    """A local directory has files in it that are not the service's: nothing of ours may be put, and deleted, there."""
 
 
 class Unavailable(StorageError):

@@ -36,6 +36,7 @@ from handler.storage.base import (
     UploadLink,
     check_key,
 )
+from handler.storage.owned import EXPIRING, check_space, claim
 
 #: Where the local HTTP layer answers the links of `LocalStorage`; the token is the query parameter `token`.
 UPLOAD_PATH = "/storage/upload"
@@ -70,23 +71,45 @@ class LocalStorage:
     while they look and rename; readers need none. An etag is inode, time and size, the time set to grow with each
     write. One key cannot be the folder of another, as it can in S3: the second is an `InvalidKey`.
 
-    Names that begin with a dot are ours: `.tmp` (unfinished writes), `.locks`, `.types` (media types that the suffix
-    does not tell), `.secret` (signs links). No key is encoded to such a name.
+    Names that begin with a dot are ours: `.serverless-upscaler` (says whose directory this is), `.tmp` (unfinished
+    writes), `.locks`, `.types` (media types that the suffix does not tell), `.secret` (signs links). No key is encoded
+    to such a name.
 
     Args:
-        root: the directory, made if missing.
+        root: the directory, made if missing; one that others use is refused.
         base_url: put before the paths of links, such as "http://127.0.0.1:8000".
         clock: seconds since 1970, for links.
+
+    Raises:
+        ForeignDirectory: it has files in it that are not ours.
+        Unavailable: it cannot be made or written to.
     """
 
     def __init__(self, root: Path, *, base_url: str = "", clock: Callable[[], float] = time.time) -> None:
         self.root = root.absolute()
         self.base_url = base_url
         self._clock = clock
-        with _os_errors(str(root)):
+        self._prepare()
+
+    def _prepare(self) -> None:
+        with _os_errors(str(self.root), writing=True):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            claim(self.root)
             for name in (".tmp", ".locks", ".types"):
                 (self.root / name).mkdir(exist_ok=True)
+
+    def check(self) -> None:
+        """Whether the directory can be worked with; one that was deleted is made anew.
+
+        Raises:
+            ForeignDirectory: somebody else's files lie there now.
+            Unavailable: it cannot be written to, or the disk is full.
+        """
+        self._prepare()
+        with _os_errors(str(self.root), writing=True), self._temporary() as file:
+            file.write(b"x")
+            file.flush()
+            check_space(self.root)
 
     def get(self, key: str) -> tuple[bytes, str]:
         """See `Storage`."""
@@ -177,14 +200,18 @@ class LocalStorage:
         return f"{self.base_url}{DOWNLOAD_PATH}?token={token}"
 
     def sweep(self, older_than: datetime) -> int:
-        """See `Storage`. Also removes what killed writers left behind, whatever its age."""
+        """See `Storage`. Also removes what killed writers left behind, whatever its age.
+
+        Only what the service writes: a file that a person put here stays.
+        """
         removed = 0
-        for found in self.list(""):
-            if found.modified < older_than:
-                with _os_errors(found.key), self._lock(found.key), suppress(NotFound):
-                    if self.head(found.key).etag == found.etag:  # not written again since
-                        self._remove(found.key)
-                        removed += 1
+        for prefix, form in EXPIRING.items():
+            for found in self.list(prefix):
+                if found.modified < older_than and form.fullmatch(found.key):
+                    with _os_errors(found.key), self._lock(found.key), suppress(NotFound):
+                        if self.head(found.key).etag == found.etag:  # not written again since
+                            self._remove(found.key)
+                            removed += 1
         with _os_errors(".tmp"):
             for path in (self.root / ".tmp").iterdir():
                 with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:

@@ -5,14 +5,12 @@ Plain ASGI, so that bodies stream through and can be refused at the byte that is
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,7 +29,7 @@ log = logging.getLogger(__name__)
 #: Bytes of a form besides the picture, and of a JSON body.
 OVERHEAD = 64 * 1024
 #: Open to everybody: they do no work, or carry a separate signature.
-_OPEN = ("/", "/health", "/docs", "/redoc", "/openapi.json")
+_OPEN = ("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json")
 _STATIC = "/static/"
 _SIGNED = "/storage/"
 
@@ -154,51 +152,3 @@ def _rate_limit(settings: Settings) -> Callable[[str], int | None]:
         return max(1, math.ceil(limiter.get_window_stats(item, client).reset_time - time.time()))
 
     return wait
-
-
-class ConcurrencyLimiter:
-    """At most so many at work, and a short queue; who comes then is sent away with a time to come back.
-
-    Args:
-        working: pictures worked on at the same time.
-        waiting: requests that may queue for them.
-    """
-
-    def __init__(self, working: int, waiting: int) -> None:
-        self._working = working
-        self._room = working + waiting
-        self._slots = asyncio.Semaphore(working)
-        self._inside = 0
-        self._seconds = 0.0  # of estimated work inside
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody works or waits."""
-        return self._inside == 0
-
-    def check(self) -> None:
-        """For refusing before a body is read.
-
-        Raises:
-            Problem (busy).
-        """
-        if self._inside >= self._room:
-            wait = min(120, max(1, math.ceil(self._seconds / self._working)))
-            raise Problem("busy", f"too much work at the moment: try again in {wait} s", {"Retry-After": str(wait)})
-
-    @asynccontextmanager
-    async def enter(self, seconds: float) -> AsyncIterator[None]:
-        """Wait for a place to work that is estimated to take so long.
-
-        Raises:
-            Problem (busy).
-        """
-        self.check()
-        self._inside += 1
-        self._seconds += seconds
-        try:
-            async with self._slots:
-                yield
-        finally:
-            self._inside -= 1
-            self._seconds -= seconds

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
 
 import core
 from core import models
 from handler import options, routing
 from handler.jobs import Estimate
-from handler.web.problems import documented
+from handler.web.problems import Problem, documented
 from handler.web.schemas import JSON_CODES, EstimateRequest, Health, ModelInfo
-from handler.web.service import Shared
+from handler.web.service import Service, Shared
 
 router = APIRouter()
 
@@ -49,5 +51,27 @@ def list_models(service: Shared) -> list[ModelInfo]:
 
 @router.get("/health", summary="Whether the service answers", tags=["service"], responses=documented())
 def health(request: Request, service: Shared) -> Health:
-    """For load balancers: no work is done, nothing is read."""
-    return Health(status="ok", version=request.app.version, mode="local" if service.settings.local else "aws")
+    """Whether the process lives. A store that fails is told, and no reason to start the service anew."""
+    return _health(request, service)
+
+
+@router.get(
+    "/ready",
+    summary="Whether work can be taken",
+    tags=["service"],
+    responses=documented("storage_unavailable"),
+)
+def ready(request: Request, service: Shared) -> Health:
+    """For load balancers: 503 while the store fails."""
+    found = _health(request, service)
+    if found.storage == "failing":
+        raise Problem("storage_unavailable", headers={"Retry-After": "5"})
+    return found
+
+
+def _health(request: Request, service: Service) -> Health:
+    storage: Literal["ok", "failing", "unchecked"] = "unchecked"
+    if service.settings.local:
+        storage = "ok" if service.storage_works() else "failing"
+    mode: Literal["local", "aws"] = "local" if service.settings.local else "aws"
+    return Health(status="ok", version=request.app.version, mode=mode, storage=storage)

@@ -13,9 +13,10 @@ from handler import batch, jobs, options, routing, upload_queue, webhook
 from handler.jobs import Job, State
 from handler.safe_post import check_url
 from handler.storage import NotFound
+from handler.turns import LEAST_SECONDS
 from handler.web.problems import Problem, documented
 from handler.web.schemas import JSON_CODES, LOCATION, JobId, JobRequest, JobView
-from handler.web.service import Service, Shared
+from handler.web.service import Service, Shared, client_of
 from handler.web.views import find, result_url, view
 
 router = APIRouter(tags=["jobs"])
@@ -77,7 +78,9 @@ def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder
         format = media_types.get(wanted.content_type, "png")
         picture = core.Probe(format, wanted.width, wanted.height, wanted.bytes or 0, "")
         plan = routing.plan(picture, asked, settings)
-    job, new = jobs.put(service.storage, id, wanted.as_request(), ttl=service.ttl, estimate=plan)
+    owner = client_of(request)
+    service.check_jobs(owner, plan.seconds if plan else LEAST_SECONDS)
+    job, new = jobs.put(service.storage, id, wanted.as_request(), ttl=service.ttl, estimate=plan, owner=owner)
     shown = view(request, service, job, upload=True)
     return JSONResponse(shown, 201 if new else 200, {"Location": f"{folder}{job.id}"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,6 +20,8 @@ import core
 from core.formats import READABLE
 from handler import jobs, safe_post, storage
 from handler.options import describe
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -82,7 +85,9 @@ CODES: Mapping[str, Code] = {
     "out_of_memory": Code(
         503, "not enough memory for this picture at the moment", "The work does not fit into memory now."
     ),
-    "storage_unavailable": Code(503, "the storage does not answer: try again in 5 s", "S3 fails or is too slow."),
+    "storage_unavailable": Code(
+        503, "the storage does not answer: try again in 5 s", "S3 or the disk fails, or is too slow; the log says why."
+    ),
 }
 
 #: As RFC 9110 names them; Python 3.11 has older names.
@@ -212,6 +217,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             found = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
             methods = sorted({method for route in found for method in getattr(route, "methods", None) or ()})
             error = Problem("method_not_allowed", headers={"Allow": ", ".join(methods)})
+        if isinstance(error, storage.Unavailable):  # what the client is not told, whoever runs this needs to know
+            log.error("%s: %s", error, error.__cause__, extra={"request_id": request.scope["state"]["request_id"]})
         problem = problem_of(error)
         if problem is None:  # pragma: no cover - the handlers are registered for what problem_of knows
             raise error

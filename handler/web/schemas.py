@@ -153,9 +153,12 @@ class Health(BaseModel):
     status: Literal["ok"]
     version: str
     mode: Literal["local", "aws"] = Field(description="Where pictures and jobs are kept.")
+    storage: Literal["ok", "failing", "unchecked"] = Field(
+        description="Whether the directory of local mode can be written to; S3 is not asked."
+    )
 
 
-_HIDDEN = {"lease", "request_hash", "revision"}
+_HIDDEN = {"lease", "owner", "request_hash", "revision"}
 JobView = create_model(
     "Job",
     __doc__="One job, as it is now.",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
@@ -10,11 +14,17 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from handler.settings import Settings
-from handler.storage import Storage, open_storage
-from handler.web.guard import ConcurrencyLimiter
+from handler.storage import LocalStorage, Storage, StorageError, open_storage
+from handler.turns import LEAST_SECONDS, Turn, seconds_until_room
+from handler.web.limiter import ConcurrencyLimiter
+from handler.web.problems import Problem
 
-#: Requests that may wait for a picture in work to be finished; more are sent away with 503.
-WAITING = 8
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether the store works.
+CHECK_SECONDS = 2.0
+#: Previews that may wait for the one in work.
+PREVIEWS = 16
 
 
 class Service:
@@ -26,6 +36,7 @@ class Service:
         start: called with the id of a job that is queued.
 
     Attributes:
+        queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
         limiter: pictures that are answered with the result itself.
         previews: previews; each holds a whole picture in memory, so one at a time.
     """
@@ -33,19 +44,58 @@ class Service:
     def __init__(self, settings: Settings, storage: Storage | None, start: Callable[[str], None]) -> None:
         self.settings = settings
         self.start = start
-        self.limiter = ConcurrencyLimiter(settings.max_concurrency, WAITING * settings.max_concurrency)
-        self.previews = ConcurrencyLimiter(1, WAITING)
+        self.queued: Callable[[], list[Turn]] = list
+        self.limiter = ConcurrencyLimiter(settings.max_concurrency, settings.queue_seconds)
+        self.previews = ConcurrencyLimiter(1, PREVIEWS, express=0)
         self._given = storage
+        self._checking = threading.Lock()
+        self._check_again, self._works = 0.0, True
 
     @cached_property
     def storage(self) -> Storage:
         """Where pictures and jobs are kept."""
         return self._given or open_storage(self.settings)
 
+    def check_jobs(self, client: str, seconds: float = LEAST_SECONDS) -> None:
+        """Whether one more job may be queued on this machine.
+
+        Args:
+            client: whose it is.
+            seconds: of estimated work.
+
+        Raises:
+            Problem (busy): with the seconds after which there is room.
+        """
+        most, places = self.settings.job_queue_seconds, self.settings.max_concurrency
+        wait = seconds_until_room(self.queued(), client, seconds, in_all=most * places, places=places)
+        if wait:
+            later = str(math.ceil(wait))
+            raise Problem("busy", f"too many jobs are queued: try again in {later} s", {"Retry-After": later})
+
+    def storage_works(self) -> bool:
+        """Whether the directory of local mode can be written to; looked at every few seconds at most."""
+        with self._checking:
+            if time.monotonic() >= self._check_again:
+                try:
+                    if isinstance(self.storage, LocalStorage):
+                        self.storage.check()
+                    self._works = True
+                except StorageError as error:
+                    log.error("the store fails: %s: %s", error, error.__cause__)
+                    self._works = False
+                    self.__dict__.pop("storage", None)
+                self._check_again = time.monotonic() + CHECK_SECONDS
+            return self._works
+
     @property
     def ttl(self) -> timedelta:
         """How long a job lives."""
         return timedelta(days=self.settings.job_ttl_days)
+
+
+def client_of(request: Request) -> str:
+    """Whose request it is: the key that came with it, else the address."""
+    return getattr(request.state, "owner", "") or (request.client.host if request.client else "")
 
 
 async def _service(request: Request) -> Service:

@@ -25,7 +25,7 @@ from handler.options import RequestOptions
 from handler.web.forms import merge_options, receive_form
 from handler.web.problems import documented
 from handler.web.schemas import LOCATION, UPSCALE_FORM, UPSCALE_HEADERS, JobView
-from handler.web.service import Service, Shared
+from handler.web.service import Service, Shared, client_of
 from handler.web.views import view
 from handler.workspace import workspace
 
@@ -82,8 +82,9 @@ async def upscale(
     job instead; where the picture is too large for a response, a redirect to it.
     """
     wants_job = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
+    client = client_of(request)
     if not wants_job:
-        service.limiter.check()  # before the body is read
+        service.limiter.check(client)  # before the body is read
     async with receive_form(request) as (file, fields):
         given = merge_options(request.query_params.multi_items(), fields)
         asked = options.parse(given, service.settings)
@@ -91,13 +92,13 @@ async def upscale(
         header, plan = await run_in_threadpool(_prepare, service, file.file, asked)
         if wants_job or plan.route is not Backend.INLINE:
             kept = RequestOptions.model_validate(given).model_dump(exclude_none=True)
-            job = await run_in_threadpool(_defer, service, file.file, name, kept, header, plan)
+            job = await run_in_threadpool(_defer, service, client, file.file, name, kept, header, plan)
             headers = {"Location": f"jobs/{job.id}", "Retry-After": "1"}
             if wants_job:
                 headers["Preference-Applied"] = "respond-async"
             return JSONResponse(view(request, service, job), 202, headers)
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
-        async with service.limiter.enter(plan.seconds):
+        async with service.limiter.enter(plan.seconds, client, request.is_disconnected):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
     name = asked.result_name(name, made.format, max_bytes=MAX_NAME)
     headers = {
@@ -152,12 +153,19 @@ def _keep(service: Service, file: BinaryIO, name: str, media_type: str) -> str:
 
 
 def _defer(
-    service: Service, file: BinaryIO, name: str, asked: Mapping[str, Any], header: core.Probe, plan: Estimate
+    service: Service,
+    owner: str,
+    file: BinaryIO,
+    name: str,
+    asked: Mapping[str, Any],
+    header: core.Probe,
+    plan: Estimate,
 ) -> Job:
     """Make a job of a picture that is here already."""
+    service.check_jobs(owner, plan.seconds)
     media_type = MEDIA_TYPES[header.format]
     wanted = jobs.Request(filename=name, content_type=media_type, bytes=header.bytes, options=dict(asked))
-    job = jobs.create(service.storage, wanted, ttl=service.ttl, estimate=plan)
+    job = jobs.create(service.storage, wanted, ttl=service.ttl, estimate=plan, owner=owner)
     with workspace() as folder:
         path = folder / "input"
         file.seek(0)

@@ -72,4 +72,6 @@ def result_url(request: Request, service: Service, job: Job) -> str:
 
 def absolute(request: Request, link: str) -> str:
     """A link of the store with its host; one to this service itself is a path, below the prefix that it runs under."""
-    return urljoin(str(request.base_url), link.removeprefix("/"))
+    public = request.app.state.service.settings.public_url
+    base = public.rstrip("/") + "/" if public else str(request.base_url)
+    return urljoin(base, link.removeprefix("/"))

@@ -199,13 +199,15 @@ def test_stopping_hands_a_running_job_back(tmp_path: Path) -> None:
 
 def test_what_has_expired_is_swept_away_at_the_start(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "data")
-    for key in ("results/old/1/x.png", "results/new/1/x.png"):
-        storage.put(key, b"x", "image/png")
-    old = time.time() - 8 * 24 * 3600
-    os.utime(tmp_path / "data" / "results" / "old" / "1" / "x.png", (old, old))
+    ids = jobs.new_id(), jobs.new_id()
+    for id in ids:
+        storage.put(f"results/{id}/1/x.png", b"x", "image/png")
+    old, new = (tmp_path / "data" / "results" / id / "1" / "x.png" for id in ids)
+    long_ago = time.time() - 8 * 24 * 3600
+    os.utime(old, (long_ago, long_ago))
     with running(tmp_path, WARM_MODEL="none"):
-        wait_until(lambda: not (tmp_path / "data" / "results" / "old").exists())
-    assert (tmp_path / "data" / "results" / "new" / "1" / "x.png").exists()
+        wait_until(lambda: not old.exists())
+    assert new.exists()
 
 
 def ends(folder: Path, **settings: str) -> tuple[int, str]:
@@ -221,6 +223,17 @@ def test_a_setting_that_is_wrong_is_named(tmp_path: Path) -> None:
     code, said = ends(tmp_path, INLINE_SECONDS="soon")
     assert code == 2
     assert re.fullmatch(r"error: INLINE_SECONDS: .*number.*\n", said)
+
+
+def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "data" / "thesis.doc"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    os.utime(mine, (1000, 1000))
+    code, said = ends(tmp_path)
+    assert code == 2
+    assert re.fullmatch(r"error: .*/data has files in it .*DATA_DIR.*\n", said)
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import platformdirs
 import pytest
 from pydantic import ValidationError
 
@@ -31,7 +31,8 @@ def test_nothing_set_is_local_mode() -> None:
     settings = get_settings()
     assert settings.local
     assert not settings.has_batch
-    assert settings.data_dir == Path("data")
+    assert settings.data_dir == platformdirs.user_data_path("serverless-upscaler", appauthor=False)
+    assert settings.data_dir.is_absolute(), "not the folder that somebody happens to be in"
     assert settings.response_limit is None
     assert settings.allowed_origins == ()
     assert settings.host == "127.0.0.1"

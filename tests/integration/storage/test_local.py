@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from handler.storage import (
+    ForeignDirectory,
     InvalidKey,
     LocalStorage,
     NotFound,
     Unavailable,
 )
+from handler.storage.owned import MARKER
 from tests.integration.together import Together
 
 WRITE_FOR_EVER = """
@@ -60,14 +63,59 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path: Path) -> None:
 
 def test_sweep_removes_what_is_old(tmp_path: Path) -> None:
     store = LocalStorage(tmp_path / "store")
-    old, new = store.root / "results" / "1" / "old", "results/2/new"
-    store.put("results/1/old", b"", "x/old")
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    old, new = store.root / "results" / first / "1" / "old", f"results/{second}/1/new"
+    store.put(f"results/{first}/1/old", b"", "x/old")
+    store.put(f"jobs/{first}.json", b"", "application/json")
+    store.put(f"uploads/{first}/a.png", b"", "image/png")
     store.put(new, b"", "x/new")
-    os.utime(old, (1000, 1000))
-    assert store.sweep(datetime.now(UTC) - timedelta(days=7)) == 1
+    for path in store.root.glob(f"*/{first}*"):
+        for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+            os.utime(file, (1000, 1000))
+    assert store.sweep(datetime.now(UTC) - timedelta(days=7)) == 3
     assert [found.key for found in store.list("")] == [new]
     assert not old.parent.exists()
     assert [path.name for path in (store.root / ".types").rglob("*") if path.is_file()] == ["new"]
+
+
+def test_sweep_leaves_what_people_put_there(tmp_path: Path) -> None:
+    """Issue 16: a folder that had old files in it lost them within seconds."""
+    store = LocalStorage(tmp_path / "store")
+    id = str(uuid.uuid4())
+    names = [
+        "thesis.doc",
+        "jobs/list.txt",
+        "uploads/holiday/a.jpg",
+        f"results/{id}/a.png",
+        f"jobs/{id}.json.bak",
+        ".x/y",
+    ]
+    for name in names:
+        path = store.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        os.utime(path, (1000, 1000))
+    assert store.sweep(datetime.now(UTC)) == 0
+    assert all((store.root / name).read_text() == "mine" for name in names)
+
+
+def test_a_directory_with_somebodys_files_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "data" / "thesis.doc"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ForeignDirectory, match="DATA_DIR"):
+        LocalStorage(tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["thesis.doc"], "nothing is put there either"
+
+
+def test_a_directory_of_ours_is_known_again(tmp_path: Path) -> None:
+    LocalStorage(tmp_path).put("jobs/a", b"", "text/plain")
+    (tmp_path / "notes.txt").touch()  # beside the mark, a person may put what they like
+    LocalStorage(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / MARKER).unlink()  # as versions before the mark have left it
+    assert LocalStorage(tmp_path).get("jobs/a")[0] == b""
+    assert (tmp_path / MARKER).exists()
 
 
 def test_sweep_leaves_living_writers_alone(tmp_path: Path) -> None:

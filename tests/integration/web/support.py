@@ -32,11 +32,11 @@ WANTED = {"filename": "photo.png", "content_type": "image/png", "bytes": len(PNG
 
 @contextmanager
 def served(
-    settings: Settings, storage: Storage | None = None, start: Callable[[str], None] = lambda _: None
+    settings: Settings, storage: Storage | None = None, start: Callable[[str], None] = lambda _: None, **config: Any
 ) -> Iterator[httpx.Client]:
-    """A running server, and a client that knows its address."""
+    """A running server, and a client that knows its address; `config` is uvicorn's."""
     app = build(settings, storage, start)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False, **config))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

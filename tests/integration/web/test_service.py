@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import core
 from core.formats import FORMATS, READABLE
 from handler import api
 from handler.storage import LocalStorage, Unavailable
-from handler.web.service import WAITING
+from handler.turns import LEAST_SECONDS
 from tests.integration.web.support import PNG, ROOT, UUID, WANTED, Slow, check_problem, local, send, served
 
 
@@ -85,7 +86,13 @@ def test_static_files(client: httpx.Client) -> None:
 
 
 def test_health(client: httpx.Client) -> None:
-    assert client.get("/health").json() == {"status": "ok", "version": api.app.version, "mode": "local"}
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "version": api.app.version,
+        "mode": "local",
+        "storage": "ok",
+    }
+    assert client.get("/ready").status_code == 200
 
 
 def test_paths_and_methods_that_are_not(client: httpx.Client) -> None:
@@ -152,16 +159,40 @@ def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
         assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_directory_that_fails_is_told_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 16: a disk that was full, or a directory that was gone, was a bare 503 and nothing in the log."""
+    monkeypatch.setattr("handler.web.service.CHECK_SECONDS", 0.0)
+    with served(local(tmp_path / "data")) as client:
+        assert client.get("/ready").status_code == 200
+        for folder in (tmp_path / "data").iterdir():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        (tmp_path / "data").rmdir()
+        (tmp_path / "data").write_text("in the way")
+        check_problem(client.get("/ready"), 503, "storage_unavailable")
+        health = client.get("/health")
+        assert (health.status_code, health.json()["storage"]) == (200, "failing")
+        check_problem(client.post("/jobs", json=WANTED), 503, "storage_unavailable")
+        assert any(
+            "ot a directory" in record.getMessage() or "exists" in record.getMessage() for record in caplog.records
+        )
+        (tmp_path / "data").unlink()
+        assert client.get("/ready").status_code == 200, "and nothing had to be started anew"
+        assert client.post("/jobs", json=WANTED).status_code == 201
+
+
 def test_work_is_bounded_and_the_queue_is_short(tmp_path: Path, slow: Slow) -> None:
-    room = 2 + 2 * WAITING
-    with served(local(tmp_path, max_concurrency=2)) as client, ThreadPoolExecutor(room + 5) as pool:
+    room = 10  # of the least seconds; one client may have half of them
+    settings = local(tmp_path, max_concurrency=2, queue_seconds=room * LEAST_SECONDS)
+    with served(settings) as client, ThreadPoolExecutor(room + 5) as pool:
         calls = [pool.submit(client.post, "/upscale", files={"file": ("a.png", PNG)}) for _ in range(room + 5)]
         while sum(call.done() for call in calls) < 5:
             time.sleep(0.01)
         slow.go.set()
         answers = [call.result() for call in calls]
     assert sorted(answer.status_code for answer in answers) == [200] * room + [503] * 5
-    assert slow.most == 2
+    assert slow.most == 3, "two, and one besides for short ones"
     for answer in answers:
         if answer.status_code == 503:
             check_problem(answer, 503, "busy")

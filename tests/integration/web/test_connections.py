@@ -1,0 +1,88 @@
+"""Clients that hold connections without using them (Slowloris), against the server as it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from handler.web import connections
+from tests.integration.web.support import PNG, local, served
+
+HALF = b"POST /upscale HTTP/1.1\r\nHost: a\r\nX-Half: "
+FORM = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n\r\n"
+HEAD = b"POST /upscale HTTP/1.1\r\nHost: a\r\n" + FORM
+
+
+@contextlib.contextmanager
+def slow_clients(client: httpx.Client, count: int, what: bytes) -> Iterator[list[socket.socket]]:
+    host, port = client.base_url.host, client.base_url.port
+    assert port
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            one = stack.enter_context(socket.create_connection((host, port), timeout=30))
+            one.sendall(what)
+            found.append(one)
+        yield found
+
+
+def ends(one: socket.socket) -> bytes:
+    """What the server says at last."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := one.recv(4096):
+            said += piece
+    return said
+
+
+@pytest.mark.parametrize("what", [HALF, HEAD, b""])
+def test_slow_requests_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: bytes) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "PACE_SECONDS", 0.5)
+    with served(local(tmp_path), **guarded()) as client, slow_clients(client, 3, what) as slow:
+        start = time.monotonic()
+        for one in slow:
+            said = ends(one)
+            assert said.startswith(b"HTTP/1.1 408 ") if what else said == b""
+        assert time.monotonic() - start < 10
+        assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
+
+
+@pytest.mark.parametrize("what", [HALF, HEAD])
+def test_hundreds_of_slow_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: bytes) -> None:
+    """More than there are places: those who ask something get an answer at once."""
+    monkeypatch.setattr(connections, "limit", lambda: 40)
+    with served(local(tmp_path), **guarded()) as client, slow_clients(client, 300, what):
+        for _ in range(5):
+            start = time.monotonic()
+            assert httpx.get(client.base_url.join("/health"), timeout=30, trust_env=False).status_code == 200
+            assert time.monotonic() - start < 5
+        assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
+
+
+def test_a_body_that_comes_in_pieces_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PACE_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "PACE_BYTES", 1)
+    boundary, tail = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n', b"\r\n--x--\r\n"
+    pieces = [boundary, *(PNG[at : at + 40] for at in range(0, len(PNG), 40)), tail]
+
+    def body() -> Iterator[bytes]:
+        for piece in pieces[:8]:
+            yield piece
+            time.sleep(0.2)
+        yield b"".join(pieces[8:])
+
+    with served(local(tmp_path), **guarded()) as client:
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert client.post("/upscale", content=body(), headers=headers).status_code == 200
+
+
+def guarded() -> dict[str, Any]:
+    return {"http": connections.GuardedProtocol, "backlog": 16}
