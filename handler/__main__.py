@@ -58,8 +58,8 @@ def main() -> int:
             return 2
         except (Unavailable, OSError) as error:
             cause = error.__cause__ if isinstance(error, Unavailable) else error
-            why = cause.strerror if isinstance(cause, OSError) else error
-            print(f"error: cannot write to {settings.data_dir}: {why}; name another with DATA_DIR", file=sys.stderr)
+            reason = cause.strerror if isinstance(cause, OSError) else error
+            print(f"error: cannot write to {settings.data_dir}: {reason}; name another with DATA_DIR", file=sys.stderr)
             return 1
         _serve(settings, storage, listener)
     return 0

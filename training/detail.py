@@ -106,7 +106,10 @@ class DetailTraining(Training):
             like_a_photo = -self.discriminator(made).mean()
             features = self.features.distance(made, large)
         pixels = (made - large).abs().mean()
-        return L1_WEIGHT * pixels + FEATURE_WEIGHT * 0.02 * features + DISCRIMINATOR_WEIGHT * 0.02 * like_a_photo
+        loss: Tensor = (
+            L1_WEIGHT * pixels + FEATURE_WEIGHT * 0.02 * features + DISCRIMINATOR_WEIGHT * 0.02 * like_a_photo
+        )
+        return loss
 
     def state(self) -> dict[str, object]:
         """All that a checkpoint keeps."""

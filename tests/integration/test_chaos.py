@@ -221,6 +221,7 @@ def five(folder: Path, settings: Settings, sent: dict[str, Any], together: Any) 
 
     core.upscale = counted
     [upload] = s3_event.uploads(sent)
+    assert isinstance(upload, s3_event.Upload)
 
     def once(_: int) -> None:
         together.wait(60)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -275,7 +276,7 @@ def test_detail_draws_on_features_and_a_discriminator(decoded: Pixels) -> None:
     before = copy.deepcopy(training.state())
     for _ in range(2):
         training.step(train.Phase(1.0, 2, 48, False))
-    assert not torch.equal(training.average, before["average"])
+    assert not torch.equal(training.average, cast(torch.Tensor, before["average"]))
     one = training.discriminator(torch.zeros(1, 3, 32, 32))
     training.restore(before)
     other = training.discriminator(torch.zeros(1, 3, 32, 32))
