@@ -35,7 +35,9 @@ class SPAN(nn.Module):
             self.add_module(f"block_{number}", AttentionBlock(width))
         self.conv_cat = nn.Conv2d(4 * width, width, 1)
         self.conv_2 = Conv3XC(width, width)
-        self.upsampler = nn.Sequential(nn.Conv2d(width, 3 * config.scale**2, 3, padding=1), nn.PixelShuffle(config.scale))
+        self.upsampler = nn.Sequential(
+            nn.Conv2d(width, 3 * config.scale**2, 3, padding=1), nn.PixelShuffle(config.scale)
+        )
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
 
     @staticmethod
