@@ -21,7 +21,9 @@ from core.options import Estimate, Options
 from core.picture import Probe, frames_kept
 
 #: Operations a second on a machine that nothing is known of: half of what two 2024 server cores reached.
-DEFAULT_RATES = {"compact": 100e9, "swin2sr": 40e9, "lanczos": 1e9}
+DEFAULT_RATES = {
+    "compact": 100e9, "swin2sr": 40e9, "rrdbnet": 100e9, "srvgg": 80e9, "span": 60e9, "lanczos": 1e9
+}  # fmt: skip
 _DEFAULT_CUDA = 50.0  # times as fast
 _DEEP_SLOWDOWN = 2.0  # of fp32 against bf16, while no picture of more than eight bits was measured
 _DECODE_SECONDS = 3e-8  # a pixel
@@ -79,7 +81,7 @@ def estimate(
         OptionsError: the options do not fit this picture.
         ModelError: only without `measure`: there is no such model. With it, the fallback chain applies.
     """
-    options = options or Options()
+    options = models.fit_scale(options or Options())
     picture = picture or Probe("png", width, height, 0, "RGB")
     out_width, out_height = options.output_size(width, height)
     chain = models.fallback_chain(options.model, options.factor(width, height), picture.format)
