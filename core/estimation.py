@@ -39,6 +39,7 @@ _ENCODING = {
 }
 _BASE_MEMORY = 140e6  # interpreter, codecs, ONNX Runtime and a model, bytes
 _TORCH_MEMORY = 160e6  # what PyTorch takes on top
+_BANDS_BYTES = 100e6  # what RRDBNet has in work while it enlarges in bands, whatever the picture
 _HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
 
 
@@ -156,7 +157,8 @@ def _network_work(width: int, height: int, options: Options, speed: _Speed, laye
     largest = side_by_side * max(regions) * spec.tile_bytes * spec.scale ** (2 * (plan.passes - 1))
     seconds = layers * sum(regions) * operations(spec, plan) / speed.rate
     torch = 0.0 if at_once else _TORCH_MEMORY
-    return _Work(seconds, layers * len(tiles), torch + 2 * strip + largest)
+    bands = _BANDS_BYTES if spec.kind == "rrdbnet" else 0.0
+    return _Work(seconds, layers * len(tiles), torch + bands + 2 * strip + largest)
 
 
 def _multiplies_bf16(spec: ModelSpec, device: str) -> bool:

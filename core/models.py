@@ -132,7 +132,7 @@ def _community_spec(name: str, source: str, config: CommunityConfig, about: str)
         tile_bytes = (40 * width + 32 * config.growth) // config.unshuffle**2 + 24 * config.scale**2
     else:
         kind, halo = ("span" if isinstance(config, SPANConfig) else "srvgg"), field
-        tile_bytes = (40 if kind == "span" else 16) * width + 48 * config.scale**2
+        tile_bytes = (60 if kind == "span" else 16) * width + 48 * config.scale**2
     tile = max(64, math.isqrt(_TILE_BYTES // tile_bytes) - 2 * halo) // config.window * config.window
     return ModelSpec(
         name=name,
@@ -231,9 +231,10 @@ def _known() -> dict[str, ModelSpec]:
         if (directory / "config.json").is_file():
             made_for = "JPEG pictures" if directory.name.startswith("photo") else "clean pictures"
             about = f"embedded, needs no download; {made_for}"
-            known[directory.name] = spec_from_config(directory.name, str(directory), read_config(directory), about)
+            spec = spec_from_config(directory.name, str(directory), read_config(directory), about)
+            known[directory.name] = replace(spec, licence="MIT")
     for name, source, config, about in _PUBLISHED:
-        known[name] = spec_from_config(name, source, config, about)
+        known[name] = replace(spec_from_config(name, source, config, about), licence="Apache-2.0")
     return known
 
 
@@ -346,51 +347,6 @@ def fit_scale(options: Options) -> Options:
             f"{options.model} restores without enlarging: leave the size out, and enlarge its result with another model"
         )
     return replace(options, scale=1.0)
-
-
-def in_folder(name: str, folder: Path) -> Path | None:
-    """Find a model by its short name.
-
-    Args:
-        name: of a file without its ending, or of a folder with config.json and weights.
-        folder: of models.
-
-    Returns:
-        The file or folder; None when there is none of that name.
-    """
-    if not name or Path(name).name != name or name.startswith("."):
-        return None
-    for suffix in checkpoints.SUFFIXES:
-        if (folder / (name + suffix)).is_file():
-            return folder / (name + suffix)
-    return folder / name if (folder / name / "config.json").is_file() else None
-
-
-def list_folder(folder: Path) -> dict[str, ModelSpec | ModelError]:
-    """Look through a folder of models.
-
-    Args:
-        folder: with files of weights, and folders with config.json and weights.
-
-    Returns:
-        By short name what each is, or why it does not run here.
-
-    Raises:
-        ModelError: the folder cannot be read.
-    """
-    try:
-        names = sorted(path.stem if path.suffix in checkpoints.SUFFIXES else path.name for path in folder.iterdir())
-    except OSError as error:
-        raise ModelError(f"the folder of models {folder} cannot be read: {error.strerror}") from error
-    found: dict[str, ModelSpec | ModelError] = {}
-    for name in names:
-        path = in_folder(name, folder)
-        if path is not None:
-            try:
-                found[name] = replace(spec_of(str(path)), name=name)
-            except ModelError as error:
-                found[name] = error
-    return found
 
 
 def fetch(spec: ModelSpec) -> Path:

@@ -198,7 +198,7 @@ class _Interpreter(pickle._Unpickler):
         """The few names that weights need."""
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        known = {
+        known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -223,7 +223,7 @@ def _tensor(
     storage: tuple[str, int, int], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
 ) -> _Shape:
     """As torch._utils._rebuild_tensor_v2; only a tensor that lies in its storage, each element once."""
-    _, _, elements = storage
+    elements = storage[2]
     whole = all(isinstance(side, int) and side >= 0 for side in (*shape, *strides, offset))
     reach = sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
     if not whole or offset + reach > elements or math.prod(shape) > elements:

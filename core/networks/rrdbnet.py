@@ -17,7 +17,7 @@ from core.networks.rrdbnet_config import RRDBNetConfig, rename
 
 #: Features that are enlarged at once, in pixels before it. With 16 times as many pixels after it, those of a whole tile
 #: would take seven times the memory of everything else.
-BAND_PIXELS = 1 << 14
+BAND_PIXELS = 1 << 13
 #: Rows that the layers after the body see above and below, at most: two without a doubling, and less with each.
 _CONTEXT = 3
 

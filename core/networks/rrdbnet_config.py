@@ -109,8 +109,8 @@ class RRDBNetConfig:
         width, growth = self.width, self.growth
         dense = sum(9 * (width + i * growth) * growth for i in range(4)) + 9 * (width + 4 * growth) * width
         body = self.blocks * 3 * (dense + self.plus * width * growth) + 9 * width**2 + 27 * self.unshuffle**2 * width
-        ups = sum(9 * width**2 * 4**i for i in range(1, self.doublings + 1))
-        last = (9 * width**2 + 27 * width) * 4**self.doublings
+        ups = sum(9 * width**2 * int(4**i) for i in range(1, self.doublings + 1))
+        last = (9 * width**2 + 27 * width) * int(4**self.doublings)
         return 2.0 * (body + ups + last) / self.unshuffle**2
 
 

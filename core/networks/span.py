@@ -26,6 +26,8 @@ _RANGE = 255.0
 class SPAN(nn.Module):
     """RGB in [0, 1] to RGB, `scale` times as large; not clipped."""
 
+    mean: Tensor
+
     def __init__(self, config: SPANConfig) -> None:
         super().__init__()
         self.config = config
@@ -105,13 +107,14 @@ class Conv3XC(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Make `eval_conv` of the branches, by sums in fp64."""
-        (w1, b1), (w2, b2), (w3, b3) = ((conv.weight.double(), conv.bias.double()) for conv in self.conv)  # type: ignore[union-attr]
+        (w1, b1), (w2, b2), (w3, b3) = (tuple(part.double() for part in conv.parameters()) for conv in self.conv)
         squeeze, expand = w1[:, :, 0, 0], w3[:, :, 0, 0]
         weight = torch.einsum("om,mnhw,ni->oihw", expand, w2, squeeze)  # (outputs, inputs, 3, 3)
         weight[:, :, 1:2, 1:2] += self.sk.weight.double()
-        bias = expand @ (w2.sum((2, 3)) @ b1 + b2) + b3 + self.sk.bias.double()  # type: ignore[union-attr]
-        self.eval_conv.weight.copy_(weight)
-        self.eval_conv.bias.copy_(bias)  # type: ignore[union-attr]
+        b3 = b3 if self.sk.bias is None else b3 + self.sk.bias.double()
+        bias = expand @ (w2.sum((2, 3)) @ b1 + b2) + b3
+        for made, value in zip(self.eval_conv.parameters(), (weight, bias), strict=True):
+            made.copy_(value)
 
 
 def _centred_sigmoid(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class SRVGGNetCompact(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, 3, scale * h, scale * w), in fp32 whatever the type of the weights."""
-        narrow = x.to(self.body[0].weight.dtype).contiguous(memory_format=torch.channels_last)
+        narrow = x.to(next(self.body.parameters()).dtype).contiguous(memory_format=torch.channels_last)
         detail = F.pixel_shuffle(self.body(narrow).float(), self.config.scale)  # (n, 3, scale * h, scale * w)
         # Eight bits of bf16 are too few for the sum of detail and picture, so that is fp32.
         return detail + F.interpolate(x.float(), scale_factor=float(self.config.scale), mode="nearest")

@@ -153,11 +153,11 @@ def test_receptive_field_is_what_the_network_sees(config: Config) -> None:
             continue
         if parameter.ndim > 1:  # twice as much comes out as goes in: what fades, squared by attention, is soon 0
             parameter.copy_(parameter.abs() + 0.1)
-            parameter *= 2 / parameter[0].sum()
+            parameter.mul_(2 / parameter[0].sum())
         elif name.endswith("bias"):
             parameter.zero_()
         if isinstance(config, SPANConfig) and config.normed and name.startswith("conv_1."):
-            parameter /= 64
+            parameter.div_(64)
     window, field = config.window, config.receptive_field
     size = -(-(2 * field + 4 * window) // window) * window
     seen = 0
@@ -230,7 +230,7 @@ def test_span_is_trained_in_branches_and_run_as_one_convolution() -> None:
                 assert (parameter.grad is None) == (".eval_conv." in name), name
                 if parameter.grad is not None:
                     assert bool(parameter.grad.abs().sum() > 0), name
-                    parameter -= 1e-3 * parameter.grad
+                    parameter.sub_(1e-3 * parameter.grad)
         net.train()
         expected = net(x).detach()
         net.eval()
@@ -251,7 +251,8 @@ needs_ncnn = pytest.mark.skipif(
 def ncnn_tensors(param: Path) -> list[tuple[Tensor, ...]]:
     """The weights of each layer that has some, in the order of the .param file (github.com/Tencent/ncnn, "param and
     model file structure"): a convolution has a tag, fp16 or fp32 numbers filled up to four bytes, and fp32 biases."""
-    data, at, layers = param.with_suffix(".bin").read_bytes(), 0, []
+    data, at = param.with_suffix(".bin").read_bytes(), 0
+    layers: list[tuple[Tensor, ...]] = []
     for line in param.read_text().splitlines()[2:]:
         kind, *fields = line.split()
         values = dict(field.split("=") for field in fields if "=" in field and not field.startswith("-"))
@@ -276,7 +277,7 @@ def numbers(data: bytes, dtype: type, count: int, at: int) -> Tensor:
 @needs_ncnn
 @pytest.mark.parametrize("name", ["realesr-animevideov3-x4", "realesrgan-x4plus-anime"])
 def test_real_esrgan_as_ncnn_runs_it(name: str) -> None:
-    import ncnn
+    import ncnn  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from PIL import Image
 
     assert PEER is not None
