@@ -72,7 +72,7 @@ class ModelSpec:
 #: What a tile of Swin2SR may take. The larger, the less its halo costs: sides of 480 took 28 % less time than of 160.
 _TILE_BYTES = 600_000_000
 #: Halo of RRDBNet, before an unshuffling, unless all of its receptive field (349 px at 23 blocks) is asked for.
-_RRDBNET_HALO = 16
+_RRDBNET_HALO = 48
 #: Networks as people call them.
 _NETWORKS = {"rrdbnet": "ESRGAN (RRDBNet)", "srvgg": "Compact (SRVGGNetCompact)", "span": "SPAN"}
 #: Halo of Swin2SR unless all of the receptive field is asked for: 72 dB against the untiled picture were measured with

@@ -72,7 +72,8 @@ def read_header(file: Path) -> Header:
         with file.open("rb") as stream:
             if file.suffix == ".safetensors":
                 return _safetensors(stream, size)
-            tree = _zipped(stream, size) if zipfile.is_zipfile(stream) else _legacy(stream, size)
+            # By its first bytes: the library would also find a zip file behind something else.
+            tree = _zipped(stream, size) if stream.read(2) == b"PK" else _legacy(stream, size)
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
     except ModelError as error:
