@@ -93,7 +93,7 @@ def test_nothing_stands_in_for_a_model_that_restores(tmp_path: Path) -> None:
     broken = weights("compact-x1")
     broken["body.0.weight"][0, 0, 0, 0] = torch.nan
     path = str(checkpoint(tmp_path, "compact-x1", broken))
-    with pytest.raises(core.ModelError, match="NaN.*nothing else restores"):
+    with pytest.raises(core.ModelError, match=r"NaN.*nothing else restores"):
         core.upscale(photo(), core.Options(model=path))
     with pytest.raises(core.ModelError, match="cannot be read"):
         core.upscale(photo(), core.Options(model=str(tmp_path / "gone.pth"), scale=1))
