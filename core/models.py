@@ -71,7 +71,9 @@ class ModelSpec:
 
 #: What a tile of Swin2SR may take. The larger, the less its halo costs: sides of 480 took 28 % less time than of 160.
 _TILE_BYTES = 600_000_000
-#: Halo of RRDBNet, before an unshuffling, unless all of its receptive field (349 px at 23 blocks) is asked for.
+#: Halo of RRDBNet, in pixels after an unshuffling, unless all of its receptive field (349 px at 23 blocks) is asked
+#: for. Against the untiled picture 66 dB were measured with Real-ESRGAN x4plus, at most 1.2 grey levels, and 88 dB with
+#: its anime 6B. With 16 px it was 39 and 41 dB, 33 and 25 grey levels: seams that can be seen.
 _RRDBNET_HALO = 48
 #: Networks as people call them.
 _NETWORKS = {"rrdbnet": "ESRGAN (RRDBNet)", "srvgg": "Compact (SRVGGNetCompact)", "span": "SPAN"}
