@@ -41,16 +41,17 @@ def fetch_file(name: str) -> Path:
     match = _FILE.fullmatch(name)
     if match is None:
         raise ModelError(f"a file on the hub is named owner/name/file, not {name[:100]!r}")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     repository, file = match.groups()
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        size = get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_SECONDS).size
+        address = hf_hub_url(repository, file, endpoint=constants.ENDPOINT)
+        size = get_hf_file_metadata(address, timeout=HUB_SECONDS).size
         checkpoints.check_size(size or 0, file)
-        return Path(hf_hub_download(repository, file, etag_timeout=HUB_SECONDS))
+        return Path(hf_hub_download(repository, file, endpoint=constants.ENDPOINT, etag_timeout=HUB_SECONDS))
     except ModelError:
         raise
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
