@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from core.errors import ModelError
 from core.networks import checkpoints
@@ -41,17 +42,17 @@ def fetch_file(name: str) -> Path:
     match = _FILE.fullmatch(name)
     if match is None:
         raise ModelError(f"a file on the hub is named owner/name/file, not {name[:100]!r}")
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, try_to_load_from_cache
 
     repository, file = match.groups()
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        address = hf_hub_url(repository, file, endpoint=constants.ENDPOINT)
+        address = f"{constants.ENDPOINT}/{repository}/resolve/main/{quote(file)}"
         size = get_hf_file_metadata(address, timeout=HUB_SECONDS).size
         checkpoints.check_size(size or 0, file)
-        return Path(hf_hub_download(repository, file, endpoint=constants.ENDPOINT, etag_timeout=HUB_SECONDS))
+        return Path(hf_hub_download(repository, file, etag_timeout=HUB_SECONDS))
     except ModelError:
         raise
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors

@@ -16,8 +16,9 @@ from torch import Tensor
 import core
 from core import hub, model_folder, models
 from core.__main__ import main
-from core.engine import load, run
+from core.engine import load
 from core.engine.plan import make_plan
+from core.networks.rrdbnet import RRDBNet
 from core.picture import Pixels
 from tests.unit.networks.community import CASES, random_like, shapes_of
 
@@ -131,14 +132,14 @@ def test_a_tile_that_does_not_fit_is_redone_smaller(tmp_path: Path, monkeypatch:
     source = photo(150, 160)
     options = core.Options(model=path, scale=2, exact=True)
     expected = core.upscale(source, options)
-    usual = run._forward
+    usual = RRDBNet.forward
 
-    def small_memory(model: load.Model, net: torch.nn.Module, x: Tensor, *others: object) -> Tensor:
+    def small_memory(self: RRDBNet, x: Tensor) -> Tensor:
         if max(x.shape[2:]) > 130:
             raise MemoryError
-        return usual(model, net, x, *others)  # type: ignore[arg-type]
+        return usual(self, x)
 
-    monkeypatch.setattr(run, "_forward", small_memory)
+    monkeypatch.setattr(RRDBNet, "forward", small_memory)
     load._warm.clear()
     result = core.upscale(source, options)
     assert any("out of memory" in note for note in result.notes)
