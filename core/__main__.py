@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import core
-from core import model_folder, models
+from core import model_folder
 from core.codecs.read import probe
 from core.formats import FORMATS, suffix_format
 from core.limits import Limits, check_output_size
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_gps=parsed.drop_gps,
             keep_size=parsed.keep_size,
         )
-        options = models.fit_scale(options)
+        options = model_folder.fit_scale(options)
         limits = _limits(parsed.max_megapixels)
         found = plan(
             parsed.inputs,

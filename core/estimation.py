@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import models
+from core import model_folder, models
 from core.engine import load, onnx
 from core.engine.plan import lay_out, make_plan, operations
 from core.engine.rates import keep_rate, known_rate
@@ -82,7 +82,7 @@ def estimate(
         OptionsError: the options do not fit this picture.
         ModelError: only without `measure`: there is no such model. With it, the fallback chain applies.
     """
-    options = models.fit_scale(options or Options())
+    options = model_folder.fit_scale(options or Options())
     picture = picture or Probe("png", width, height, 0, "RGB")
     out_width, out_height = options.output_size(width, height)
     chain = models.fallback_chain(options.model, options.factor(width, height), picture.format)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core import hub
-from core.errors import ModelError, OptionsError
+from core.errors import ModelError
 from core.networks import checkpoints
 from core.networks.compact_config import CompactConfig
 from core.networks.recognise import Config as CommunityConfig
@@ -21,7 +21,6 @@ from core.networks.recognise import recognise
 from core.networks.rrdbnet_config import RRDBNetConfig
 from core.networks.span_config import SPANConfig
 from core.networks.swin2sr_config import Swin2SRConfig
-from core.options import Options
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -317,38 +316,6 @@ def spec_of(name: str) -> ModelSpec:
         return _spec_of_file(name, _checkpoint(name))
     directory = Path(name) if Path(name).is_dir() else _snapshot(name, ("config.json",))
     return spec_from_config(name, name, read_config(directory))
-
-
-def fit_scale(options: Options) -> Options:
-    """Settle what a model without enlarging makes of the scale: it is 1 then, and nothing else can be asked for.
-
-    Args:
-        options: of a request.
-
-    Returns:
-        The same, or with a scale of 1.
-
-    Raises:
-        OptionsError: the model restores without enlarging and another size was asked for, or the other way round.
-        ModelError: a scale of 1 was asked for, and there is no such model: nothing could stand in for it.
-    """
-    # All that runs from a folder with a config.json enlarges.
-    named = options.model is not None and options.model.endswith(checkpoints.SUFFIXES)
-    try:
-        restores = named and spec_of(str(options.model)).scale == 1
-    except ModelError:
-        if options.scale == 1:
-            raise
-        return options  # its turn, and that of what stands in for it, comes later
-    if not restores:
-        if options.scale == 1:
-            raise OptionsError("a scale of 1 needs a model that restores without enlarging: name one, or ask for more")
-        return options
-    if options.scale not in (None, 1) or options.width is not None or options.height is not None:
-        raise OptionsError(
-            f"{options.model} restores without enlarging: leave the size out, and enlarge its result with another model"
-        )
-    return replace(options, scale=1.0)
 
 
 def fetch(spec: ModelSpec) -> Path:

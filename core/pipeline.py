@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from core import models
+from core import model_folder, models
 from core.atomic import atomic_file
 from core.codecs.base import Source
 from core.codecs.encode import encode
@@ -61,7 +61,7 @@ def upscale(
     Raises:
         UpscaleError: one of the tree in `core.errors`; nothing is left at `output` then.
     """
-    options, limits = models.fit_scale(options or Options()), limits or Limits()
+    options, limits = model_folder.fit_scale(options or Options()), limits or Limits()
     source = rewindable(source, limits)
     header = probe(source, limits, declared=declared)
     width, height = options.output_size(header.width, header.height)

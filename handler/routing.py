@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import core
-from core import models
+from core import model_folder, models
 from core.limits import check_output_size
 from core.picture import frames_kept
 from handler.jobs import Backend, Estimate
@@ -53,7 +53,7 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
     """
     allowed = limits(settings)
     name = in_models_dir(options.model, settings)
-    asked, options = options, models.fit_scale(replace(options, model=name))
+    asked, options = options, model_folder.fit_scale(replace(options, model=name))
     width, height = picture.width, picture.height
     if width * height * picture.frames > allowed.input_pixels:
         raise core.TooLarge(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import core
-from core import models
+from core import model_folder, models
 from core.errors import ModelError
 from core.networks import checkpoints
 from handler.options import SCHEME, in_models_dir
@@ -64,7 +64,7 @@ def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Opti
             name = str(fetch(name, settings))
     except ModelError as error:
         return asked, str(error)  # a name that the core does not know: it steps down its fallback chain
-    return models.fit_scale(replace(asked, model=name)), ""
+    return model_folder.fit_scale(replace(asked, model=name)), ""
 
 
 def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> Path:
