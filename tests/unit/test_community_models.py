@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,8 @@ def test_what_is_declared(tmp_path: Path) -> None:
 def test_fp16_is_taken_where_it_is_safe_and_bf16_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mock, as there is no such card here: a T4 multiplies fp16 and not bf16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **about: False)
-    card = torch.device("cuda")
-    assert load.pick_dtype(card, ("bf16", "fp16")) == torch.float16
-    assert load.pick_dtype(card, models.MODELS["swin2sr-classical-x2"].precisions) == torch.float32
+    assert load.pick_dtype(replace(models.LANCZOS, precisions=("bf16", "fp16")), "cuda") == "float16"
+    assert load.pick_dtype(models.MODELS["swin2sr-classical-x2"], "cuda") == "float32"
 
 
 def test_a_folder_of_models(tmp_path: Path) -> None:
