@@ -75,8 +75,8 @@ def test_a_model_in_s3_is_fetched_once_and_used(
     embedded = ended(store, settings, queued(store, picture()))
     assert [(job.model_used, job.degraded, job.error) for job in done] == [(name, False, None)] * 2
     assert result(store, done[0]) == result(store, done[1])
-    # The embedded one runs from its ONNX file in fp32, the one from S3 in PyTorch, perhaps in bf16: on noise, as here, two
-    # grey levels apart on average.
+    # The embedded one runs from its ONNX file in fp32, the one from S3 in PyTorch, perhaps in bf16: on noise, as here,
+    # two grey levels apart on average.
     one, other = (Image.open(io.BytesIO(result(store, job))) for job in (done[0], embedded))
     assert max(ImageStat.Stat(ImageChops.difference(one, other)).mean) < 4
     assert downloads() == 2  # config.json and the weights
