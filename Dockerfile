@@ -34,7 +34,8 @@ RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :
     && python3 /build/trim.py /packages
 
 
-# ---- weights: MODELS names hub ids, and folders such as models/mine of the build context, separated by blanks
+# ---- weights: MODELS names hub ids, and folders and files such as models/mine.pth of the build context, separated by
+# blanks
 FROM packages AS weights
 ARG MODELS=
 # The pattern may match nothing, the other source is there for that. A folder's content is copied, not the folder.
@@ -72,6 +73,7 @@ FROM ${BASE_IMAGE} AS lambda
 ENV HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     HF_HUB_CACHE=/opt/models/hub \
+    MODELS_DIR=/opt/models \
     HF_HUB_OFFLINE=1 \
     PYTHONDONTWRITEBYTECODE=1
 COPY --from=torch /torch /var/task
@@ -99,6 +101,7 @@ FROM ${BATCH_BASE_IMAGE} AS batch
 ENV HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     HF_HUB_CACHE=/opt/models/hub \
+    MODELS_DIR=/opt/models \
     HF_HUB_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

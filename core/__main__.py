@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import core
+from core import model_folder
 from core.codecs.read import probe
 from core.formats import FORMATS, suffix_format
 from core.limits import Limits, check_output_size
-from core.models import MODELS
+from core.models import MODELS, ModelSpec
+from core.networks.checkpoints import SUFFIXES
 from core.options import MAX_SCALE, Options, Result
 from core.picture import frames_kept
 from core.worklist import UsageError, Work, plan, record
@@ -45,11 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     command = "upscale" if Path(sys.argv[0]).stem == "upscale" else "python -m core"
     parser = _Parser(prog=command, description="Upscale pictures.", epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {core.__version__}")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, or - for standard input")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders, or - for standard input")
     parser.add_argument("-o", "--output", help="file or folder to write to, or - for standard output")
     parser.add_argument("-r", "--recursive", action="store_true", help="folders: with everything below")
-    parser.add_argument("--model", help=f"{', '.join(MODELS)}, lanczos, a hub id, or a directory")
-    parser.add_argument("--scale", type=float, help=f"more than 1, at most {MAX_SCALE:g}; fractions allowed (2)")
+    parser.add_argument(
+        "--model",
+        help=f"{', '.join(MODELS)}, lanczos, a name in --models-dir, a file ({', '.join(SUFFIXES)}), a hub id, or a "
+        "directory",
+    )
+    parser.add_argument(
+        "--models-dir", type=Path, default=os.environ.get("MODELS_DIR"), help="folder of models (MODELS_DIR)"
+    )
+    parser.add_argument("--list-models", action="store_true", help="say which models there are; make nothing")
+    parser.add_argument(
+        "--scale", type=float, help=f"1 to {MAX_SCALE:g}, fractions allowed (2; 1 with models that only restore)"
+    )
     parser.add_argument("--width", type=int, help="exact width in pixels, instead of a scale")
     parser.add_argument("--height", type=int, help="exact height in pixels, instead of a scale")
     parser.add_argument(
@@ -130,12 +143,50 @@ def _say_result(name: str, target: Path | None, result: Result) -> str:
     return "\n  ".join([line, *result.notes])
 
 
+def _model(name: str | None, folder: Path | None) -> str | None:
+    """The model asked for: what the folder has under that name, or else the name itself."""
+    found = model_folder.find(name, folder) if name and folder else None
+    return str(found) if found else name
+
+
+def _list_models(folder: Path | None, as_json: bool) -> int:
+    """Print a line for each model: those that are known by name, and those in the folder."""
+    try:
+        found: dict[str, ModelSpec | core.ModelError] = {
+            **MODELS,
+            **(model_folder.list_models(folder) if folder else {}),
+        }
+    except core.ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    rows = [("name", "network", "scale", "size", "licence", "")]
+    for name, spec in found.items():
+        if isinstance(spec, core.ModelError):
+            rows.append((_printable(name), "-", "-", "-", "-", f"does not run here: {spec}"))
+            continue
+        size = model_folder.bytes_on_disk(spec)
+        if as_json:
+            fields = {key: getattr(spec, key) for key in ("kind", "scale", "licence", "about", "receptive_field")}
+            print(json.dumps({"name": name, **fields, "bytes": size}))
+        told = f"{size / 1e6:.1f} MB" if size else "on the hub"
+        rows.append((_printable(name), spec.kind, f"x{spec.scale}", told, spec.licence or "?", spec.about))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in () if as_json else rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())
+    return EXIT_OK
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.list_models:
+        return _list_models(parsed.models_dir, parsed.json)
+    if not parsed.inputs:
+        parser.error("no pictures given")
     try:
         options = Options(
-            model=parsed.model,
+            model=_model(parsed.model, parsed.models_dir),
             scale=parsed.scale,
             width=parsed.width,
             height=parsed.height,
@@ -149,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_gps=parsed.drop_gps,
             keep_size=parsed.keep_size,
         )
+        options = model_folder.fit_scale(options)
         limits = _limits(parsed.max_megapixels)
         found = plan(
             parsed.inputs,
@@ -157,9 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recursive=parsed.recursive,
             overwrite=parsed.overwrite or parsed.estimate,
         )
-    except (core.OptionsError, UsageError, OSError, ValueError) as error:
+    except (core.OptionsError, core.ModelError, UsageError, OSError, ValueError) as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_INTERNAL if isinstance(error, core.ModelError) else EXIT_USAGE
     work = found.work
 
     code = EXIT_OK

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import models
+from core import model_folder, models
 from core.engine import load, onnx
 from core.engine.plan import lay_out, make_plan, operations
 from core.engine.rates import keep_rate, known_rate
@@ -21,7 +21,9 @@ from core.options import Estimate, Options
 from core.picture import Probe, frames_kept
 
 #: Operations a second on a machine that nothing is known of: half of what two 2024 server cores reached.
-DEFAULT_RATES = {"compact": 100e9, "swin2sr": 40e9, "lanczos": 1e9}
+DEFAULT_RATES = {
+    "compact": 100e9, "swin2sr": 40e9, "rrdbnet": 100e9, "srvgg": 80e9, "span": 60e9, "lanczos": 1e9
+}  # fmt: skip
 _DEFAULT_CUDA = 50.0  # times as fast
 _DEEP_SLOWDOWN = 2.0  # of fp32 against bf16, while no picture of more than eight bits was measured
 _DECODE_SECONDS = 3e-8  # a pixel
@@ -37,6 +39,7 @@ _ENCODING = {
 }
 _BASE_MEMORY = 140e6  # interpreter, codecs, ONNX Runtime and a model, bytes
 _TORCH_MEMORY = 160e6  # what PyTorch takes on top
+_BANDS_BYTES = 100e6  # what RRDBNet has in work while it enlarges in bands, whatever the picture
 _HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
 
 
@@ -79,7 +82,7 @@ def estimate(
         OptionsError: the options do not fit this picture.
         ModelError: only without `measure`: there is no such model. With it, the fallback chain applies.
     """
-    options = options or Options()
+    options = model_folder.fit_scale(options or Options())
     picture = picture or Probe("png", width, height, 0, "RGB")
     out_width, out_height = options.output_size(width, height)
     chain = models.fallback_chain(options.model, options.factor(width, height), picture.format)
@@ -154,7 +157,8 @@ def _network_work(width: int, height: int, options: Options, speed: _Speed, laye
     largest = side_by_side * max(regions) * spec.tile_bytes * spec.scale ** (2 * (plan.passes - 1))
     seconds = layers * sum(regions) * operations(spec, plan) / speed.rate
     torch = 0.0 if at_once else _TORCH_MEMORY
-    return _Work(seconds, layers * len(tiles), torch + 2 * strip + largest)
+    bands = _BANDS_BYTES if spec.kind == "rrdbnet" else 0.0
+    return _Work(seconds, layers * len(tiles), torch + bands + 2 * strip + largest)
 
 
 def _multiplies_bf16(spec: ModelSpec, device: str) -> bool:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from core import hub
 from core.errors import ModelError
+from core.networks import checkpoints
 from core.networks.compact_config import CompactConfig
+from core.networks.recognise import Config as CommunityConfig
+from core.networks.recognise import recognise
+from core.networks.rrdbnet_config import RRDBNetConfig
+from core.networks.span_config import SPANConfig
 from core.networks.swin2sr_config import Swin2SRConfig
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -24,7 +30,7 @@ ONNX_FILE = "model.onnx"
 #: What to do about a model where PyTorch is absent.
 INSTALL_TORCH = "this model needs PyTorch, which is not installed: pip install 'serverless-upscaler[torch]'"
 
-Kind = Literal["compact", "swin2sr", "lanczos"]
+Kind = Literal["compact", "swin2sr", "rrdbnet", "srvgg", "span", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class ModelSpec:
     Attributes:
         name: as asked for.
         kind: the network in this package that runs it.
-        source: a directory, or a hub id.
-        scale: factor of one pass.
+        source: a directory, a file, or a hub id.
+        scale: factor of one pass; 1 restores without enlarging.
         window: grid in input pixels that tile origins and sizes keep to.
         receptive_field: input pixels on each side that can influence an output pixel.
         halo: context for tiles unless `exact` asks for the whole receptive field.
@@ -43,6 +49,8 @@ class ModelSpec:
         operations: floating-point operations for each input pixel (a multiply-add counts two).
         tile_bytes: memory that a tile takes for each of its pixels, halo included, in fp32.
         about: one line for people.
+        licence: as its file or the one beside it says; empty when neither does.
+        precisions: what it may compute in beside fp32, which one is taken goes by the machine.
     """
 
     name: str
@@ -56,22 +64,32 @@ class ModelSpec:
     operations: float
     tile_bytes: int
     about: str = ""
+    licence: str = ""
+    precisions: tuple[str, ...] = ("bf16",)
 
 
 #: What a tile of Swin2SR may take. The larger, the less its halo costs: sides of 480 took 28 % less time than of 160.
 _TILE_BYTES = 600_000_000
+#: Halo of RRDBNet, in pixels after an unshuffling, unless all of its receptive field (349 px at 23 blocks) is asked
+#: for. Against the untiled picture 66 dB were measured with Real-ESRGAN x4plus, at most 1.2 grey levels, and 88 dB with
+#: its anime 6B. With 16 px it was 39 and 41 dB, 33 and 25 grey levels: seams that can be seen.
+_RRDBNET_HALO = 48
+#: Networks as people call them.
+_NETWORKS = {"rrdbnet": "ESRGAN (RRDBNet)", "srvgg": "Compact (SRVGGNetCompact)", "span": "SPAN"}
 #: Halo of Swin2SR unless all of the receptive field is asked for: 72 dB against the untiled picture were measured with
 #: the lightweight checkpoint, at most two grey levels.
 _SWIN2SR_HALO = 16
 
 
-def spec_from_config(name: str, source: str, config: CompactConfig | Swin2SRConfig, about: str = "") -> ModelSpec:
+def spec_from_config(
+    name: str, source: str, config: CompactConfig | Swin2SRConfig | CommunityConfig, about: str = ""
+) -> ModelSpec:
     """Derive what is declared of a model from its configuration.
 
     Args:
         name: as it will be asked for.
         source: a directory, or a hub id.
-        config: what its config.json says.
+        config: what its config.json says, or what was recognised in its weights.
         about: one line for people.
 
     Returns:
@@ -83,6 +101,8 @@ def spec_from_config(name: str, source: str, config: CompactConfig | Swin2SRConf
         kind, halo, window = "compact", field, 1
         # Fits to measurements of ONNX Runtime: a few layers' features, and the result with its limits.
         tile_bytes, tile = 18 * config.width + 40 * scale**2, 2048 // scale
+    elif not isinstance(config, Swin2SRConfig):
+        return _community_spec(name, source, config, about)
     else:
         kind, halo, window = "swin2sr", _SWIN2SR_HALO, config.window
         # Fits to measurements of five networks: activations, and the wide ones behind most upsamplers.
@@ -101,6 +121,33 @@ def spec_from_config(name: str, source: str, config: CompactConfig | Swin2SRConf
         operations=config.operations_per_pixel,
         tile_bytes=tile_bytes,
         about=about,
+    )
+
+
+def _community_spec(name: str, source: str, config: CommunityConfig, about: str) -> ModelSpec:
+    field, width = config.receptive_field, config.width
+    kind: Kind
+    if isinstance(config, RRDBNetConfig):
+        # The dense blocks, and what is enlarged, which is all that is at the result's size.
+        kind, halo = "rrdbnet", min(field, _RRDBNET_HALO * config.unshuffle)
+        tile_bytes = (40 * width + 32 * config.growth) // config.unshuffle**2 + 24 * config.scale**2
+    else:
+        kind, halo = ("span" if isinstance(config, SPANConfig) else "srvgg"), field
+        tile_bytes = (60 if kind == "span" else 16) * width + 48 * config.scale**2
+    tile = max(64, math.isqrt(_TILE_BYTES // tile_bytes) - 2 * halo) // config.window * config.window
+    return ModelSpec(
+        name=name,
+        kind=kind,
+        source=source,
+        scale=config.scale,
+        window=config.window,
+        receptive_field=field,
+        halo=halo,
+        tile=tile,
+        operations=config.operations_per_pixel,
+        tile_bytes=tile_bytes,
+        about=about or f"{_NETWORKS[kind]}, {config.width} channels",
+        precisions=("bf16", "fp16"),
     )
 
 
@@ -185,15 +232,14 @@ def _known() -> dict[str, ModelSpec]:
         if (directory / "config.json").is_file():
             made_for = "JPEG pictures" if directory.name.startswith("photo") else "clean pictures"
             about = f"embedded, needs no download; {made_for}"
-            known[directory.name] = spec_from_config(directory.name, str(directory), read_config(directory), about)
+            spec = spec_from_config(directory.name, str(directory), read_config(directory), about)
+            known[directory.name] = replace(spec, licence="MIT")
     for name, source, config, about in _PUBLISHED:
-        known[name] = spec_from_config(name, source, config, about)
+        known[name] = replace(spec_from_config(name, source, config, about), licence="Apache-2.0")
     return known
 
 
 MODELS: dict[str, ModelSpec] = _known()
-#: How long the hub may take to answer before the next model is tried.
-HUB_SECONDS = 5
 #: After the model that was asked for, and before the embedded one; each step down is reported to the caller.
 FALLBACKS: tuple[str, ...] = ("caidas/swin2SR-classical-sr-x2-64", "microsoft/swin2SR-classical-sr-x2-48")
 
@@ -222,7 +268,8 @@ def embedded(wanted: float, format: str) -> str:
 def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -> tuple[str, ...]:
     """List the names to try in order; when all fail, Lanczos is left.
 
-    An embedded model is its own chain: there is nothing to download that could be better at being there.
+    An embedded model is its own chain: there is nothing to download that could be better at being there. A model that
+    restores without enlarging is, too: nothing that enlarges could stand in for it.
 
     Args:
         name: of the model asked for; None takes the embedded one for such pictures.
@@ -230,13 +277,15 @@ def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -
         format: of the picture, one of `READ_FORMATS`.
 
     Returns:
-        The model asked for, then others that may replace it; an embedded one last.
+        The model asked for, then others that may replace it; an embedded one last, unless `wanted` is 1.
     """
     if name == LANCZOS.name:
         return (name,)
     last = embedded(wanted, format)
     if name is None:
         return (last,)
+    if wanted == 1:
+        return (name,)
     if name in MODELS and MODELS[name].kind == "compact":
         return (name,) if name == last else (name, last)
     asked = MODELS[name].source if name in MODELS else name
@@ -247,7 +296,8 @@ def spec_of(name: str) -> ModelSpec:
     """Look up the numbers of a model, without loading its weights.
 
     Args:
-        name: one of `MODELS`, "lanczos", a directory, or a hub id (its config.json is fetched when not cached).
+        name: one of `MODELS`, "lanczos", a directory, a file of weights, a hub id (its config.json is fetched when not
+            cached), or a file of a hub repository (fetched whole).
 
     Returns:
         The specification.
@@ -262,6 +312,8 @@ def spec_of(name: str) -> ModelSpec:
     for known in MODELS.values():
         if known.source == name:
             return known
+    if name.endswith(checkpoints.SUFFIXES):
+        return _spec_of_file(name, _checkpoint(name))
     directory = Path(name) if Path(name).is_dir() else _snapshot(name, ("config.json",))
     return spec_from_config(name, name, read_config(directory))
 
@@ -273,42 +325,58 @@ def fetch(spec: ModelSpec) -> Path:
         spec: from `spec_of`.
 
     Returns:
-        The directory with its config.json and weights.
+        The file of weights of a network that was recognised in it; of others the directory with config.json and
+        weights.
 
     Raises:
         ModelError: the hub does not answer, does not know the id, or the directory holds no weights.
     """
+    if spec.source.endswith(checkpoints.SUFFIXES):
+        return _checkpoint(spec.source)
     directory = Path(spec.source)
     if not directory.is_dir():
-        directory = _snapshot(spec.source, ("config.json", *WEIGHT_FILES))
+        directory = _snapshot(spec.source, ("config.json",), WEIGHT_FILES)
     if not any((directory / name).is_file() for name in WEIGHT_FILES):
         raise ModelError(f"no {' or '.join(WEIGHT_FILES)} in {directory}")
     return directory
 
 
-def _snapshot(hub_id: str, files: tuple[str, ...]) -> Path:
-    """A hub repository's files on disk, from the cache where they are in it: a warm machine needs no network."""
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
-        names = ", ".join(MODELS)
-        raise ModelError(f"no model {hub_id!r}: give one of {names}, a hub id such as owner/name, or a directory")
+def _checkpoint(name: str) -> Path:
+    """The file of weights that a path, or a file of a hub repository, names."""
+    path = Path(name)
+    if path.is_file() or not hub.is_file_name(name):
+        return path  # reading it says what is wrong with it
     try:
-        from huggingface_hub import constants, get_session, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        return hub.fetch_file(name)
     except ImportError as error:
         raise ModelError(INSTALL_TORCH) from error
 
+
+def _spec_of_file(name: str, file: Path) -> ModelSpec:
+    header = checkpoints.read_header(file)
     try:
-        cached = Path(snapshot_download(hub_id, allow_patterns=list(files), local_files_only=True))
-        if (cached / "config.json").is_file() and (
-            len(files) == 1 or any((cached / name).is_file() for name in WEIGHT_FILES)
-        ):
-            return cached
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass  # not in the cache
+        spec = spec_from_config(name, name, recognise(header.shapes))
+    except ModelError as error:
+        raise ModelError(f"{file.name}: {error}") from error
+    return replace(spec, licence=header.licence or _licence_beside(file))
+
+
+def _licence_beside(file: Path) -> str:
+    """What the JSON file of the same name says, as OpenModelDB describes its models."""
     try:
-        # The listing that a download begins with has no time limit: first see whether anybody answers at all.
-        get_session().head(f"{constants.ENDPOINT}/{hub_id}/resolve/main/config.json", timeout=HUB_SECONDS)
-        return Path(snapshot_download(hub_id, allow_patterns=list(files), etag_timeout=HUB_SECONDS))
-    except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the hub did not give {hub_id}: {detail}") from error
+        return str(json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["license"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _snapshot(hub_id: str, wanted: tuple[str, ...], weights: tuple[str, ...] = ()) -> Path:
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        names = ", ".join(MODELS)
+        raise ModelError(
+            f"no model {hub_id!r}: give one of {names}, a hub id such as owner/name, a file "
+            f"({', '.join(checkpoints.SUFFIXES)}), or a directory"
+        )
+    try:
+        return hub.fetch_folder(hub_id, wanted, weights)
+    except ImportError as error:
+        raise ModelError(INSTALL_TORCH) from error

@@ -21,8 +21,9 @@ class Options:
     """One request, checked on construction.
 
     Attributes:
-        model: a name from `core.models.MODELS`, a hub id, or a directory; None chooses the default.
-        scale: factor of both sides, 1 < scale <= 8, fractions allowed; None means 2 unless width or height is given.
+        model: a name from `core.models.MODELS`, a hub id, a file of weights, or a directory; None chooses the default.
+        scale: factor of both sides, 1 to 8, fractions allowed; 1 is for models that restore without enlarging, and what
+            None means with them. Otherwise None means 2 unless width or height is given.
         width: exact output width in pixels; alone, the height follows the proportions. Excludes scale.
         height: exact output height in pixels; alone, the width follows the proportions. Excludes scale.
         tile: side in pixels of the input that is upscaled at once, halo not counted; None chooses.
@@ -55,8 +56,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            if not math.isfinite(self.scale) or not 1 < self.scale <= MAX_SCALE:
-                raise OptionsError(f"scale must be more than 1 and at most {MAX_SCALE:g}, not {self.scale:g}")
+            if not math.isfinite(self.scale) or not 1 <= self.scale <= MAX_SCALE:
+                raise OptionsError(f"scale must be at least 1 and at most {MAX_SCALE:g}, not {self.scale:g}")
             if self.width is not None or self.height is not None:
                 raise OptionsError("give either scale or width/height, not both")
         for name, low, high in (

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from core import models
+from core import model_folder, models
 from core.atomic import atomic_file
 from core.codecs.base import Source
 from core.codecs.encode import encode
 from core.codecs.read import probe, rewindable, scans
 from core.engine import allocator
 from core.engine.plan import make_plan
-from core.errors import Cancelled, TooLarge, UnreadableImage
+from core.errors import Cancelled, ModelError, TooLarge, UnreadableImage
 from core.formats import MEDIA_TYPES, suffix_format
 from core.limits import Limits, check_output_size
 from core.metadata.carried import for_result
@@ -61,7 +61,7 @@ def upscale(
     Raises:
         UpscaleError: one of the tree in `core.errors`; nothing is left at `output` then.
     """
-    options, limits = options or Options(), limits or Limits()
+    options, limits = model_folder.fit_scale(options or Options()), limits or Limits()
     source = rewindable(source, limits)
     header = probe(source, limits, declared=declared)
     width, height = options.output_size(header.width, header.height)
@@ -124,6 +124,8 @@ def _run(
     device = load.pick_device(options.device)
     chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
     loaded = load.load_first(chain, device)
+    if loaded.model is None and options.scale == 1:
+        raise ModelError(f"{loaded.reason}; nothing else restores without enlarging")
     if header.bits > 8:
         loaded = _precise(loaded)
     start = time.perf_counter()

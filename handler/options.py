@@ -10,11 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 import core
-from core import models
+from core import hub, model_folder, models
 from core.formats import FORMATS
 from core.options import MAX_SCALE
 from handler.settings import Settings
 
+#: How names of places in S3 begin.
+SCHEME = "s3://"
+#: A file in the folder of models, without its ending.
+_SHORT_NAME = re.compile(r"\w[\w.+ -]*", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -115,6 +119,21 @@ def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:
     )
 
 
+def in_models_dir(name: str | None, settings: Settings) -> str | None:
+    """Where a short name leads: a file or folder of the setting MODELS_DIR, or a place in S3; any other stays.
+
+    Args:
+        name: of a model, as it was asked for.
+        settings: of the service.
+    """
+    if not name or not settings.models_dir or name in models.MODELS or "/" in name:
+        return name
+    if settings.models_dir.startswith(SCHEME):
+        return f"{settings.models_dir.rstrip('/')}/{name}"
+    found = model_folder.find(name, Path(settings.models_dir))
+    return str(found) if found else name
+
+
 def _check_model(name: str, settings: Settings) -> None:
     """Refuse what a stranger has no business naming: directories of this machine, and other people's buckets.
 
@@ -123,9 +142,13 @@ def _check_model(name: str, settings: Settings) -> None:
     """
     if name in models.MODELS or (settings.model and name == settings.model):
         return
+    if settings.models_dir and _SHORT_NAME.fullmatch(name):
+        where = settings.models_dir
+        if where.startswith(SCHEME) or model_folder.find(name, Path(where)):
+            return
     if settings.bucket and name.startswith(f"s3://{settings.bucket}/models/"):
         return
-    if _HUB_ID.fullmatch(name) and len(name) <= 200 and not Path(name).exists():
+    if (_HUB_ID.fullmatch(name) or hub.is_file_name(name)) and len(name) <= 200 and not Path(name).exists():
         return
     raise core.OptionsError(
         f"there is no model {name[:100]!r}: give one of {', '.join(models.MODELS)}, or a hub id such as owner/name"

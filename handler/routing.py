@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import core
-from core import models
+from core import model_folder, models
 from core.limits import check_output_size
 from core.picture import frames_kept
 from handler.jobs import Backend, Estimate
-from handler.options import limits
+from handler.options import in_models_dir, limits
 from handler.settings import MIB, Settings
 
 #: US dollars for a GiB of memory and a second of Lambda (x86, us-east-1, 2025; the free tier is not counted).
@@ -52,6 +52,8 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
         core.OptionsError: the options do not fit this picture.
     """
     allowed = limits(settings)
+    name = in_models_dir(options.model, settings)
+    asked, options = options, model_folder.fit_scale(replace(options, model=name))
     width, height = picture.width, picture.height
     if width * height * picture.frames > allowed.input_pixels:
         raise core.TooLarge(
@@ -71,7 +73,7 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
         tiles=found.tiles,
         width=found.width,
         height=found.height,
-        model=found.model,
+        model=str(asked.model) if found.model == name else found.model,
         cost=cost,
         measured=found.measured,
     )

@@ -1,24 +1,24 @@
-"""Models named by an S3 prefix: `s3://bucket/prefix` with config.json and weights, fetched once per process."""
+"""Models by short names and S3 prefixes: `s3://bucket/prefix` is a file of weights, or has config.json and weights.
+
+They are fetched once per process.
+"""
 
 from __future__ import annotations
 
 import atexit
-import json
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import core
-from core import models
+from core import model_folder, models
 from core.errors import ModelError
-from handler.settings import MIB, Settings
+from core.networks import checkpoints
+from handler.options import SCHEME, in_models_dir
+from handler.settings import Settings
 from handler.storage import InvalidKey, NotFound, S3Storage, Storage, StorageError
 from handler.workspace import workspace
-
-SCHEME = "s3://"
-#: The largest published Swin2SR checkpoint has 50 MB.
-MAX_BYTES = 2048 * MIB
 
 _fetched: dict[str, Path] = {}
 _lock = threading.Lock()
@@ -27,10 +27,11 @@ atexit.register(_at_exit.close)
 
 
 def fetch(uri: str, settings: Settings) -> Path:
-    """The local directory of a model that lies in S3; fetched by the first call of this process.
+    """The local directory or file of a model that lies in S3; fetched by the first call of this process.
 
     Args:
-        uri: `s3://bucket/prefix`, the prefix with or without a slash at its end.
+        uri: `s3://bucket/prefix`, the prefix with or without a slash at its end; or of a file of weights, with or
+            without its ending.
         settings: for the endpoint.
 
     Raises:
@@ -44,65 +45,79 @@ def fetch(uri: str, settings: Settings) -> Path:
                 raise ModelError(f"a model in S3 is named {SCHEME}bucket/prefix, not {uri!r}")
             with ExitStack() as stack:
                 folder = stack.enter_context(workspace())
-                _download(S3Storage(bucket, endpoint_url=settings.s3_endpoint_url or None), prefix, folder, uri)
+                store = S3Storage(bucket, endpoint_url=settings.s3_endpoint_url or None)
+                found = _download(store, prefix, folder, uri)
                 _at_exit.push(stack.pop_all())
-            _fetched[uri] = folder
+            _fetched[uri] = found
         return _fetched[uri]
 
 
 def with_local_model(asked: core.Options, settings: Settings) -> tuple[core.Options, str]:
-    """The options with an S3 prefix replaced by a directory, and why that could not be done (empty when it was)."""
-    if asked.model is None or not asked.model.startswith(SCHEME):
-        return asked, ""
+    """The options with a model's name replaced by where it lies here, and why it does not (empty when it does).
+
+    Raises:
+        core.OptionsError: it restores without enlarging, and another size was asked for.
+    """
+    name = in_models_dir(asked.model, settings)
     try:
-        return replace(asked, model=str(fetch(asked.model, settings))), ""
+        if name is not None and name.startswith(SCHEME):
+            name = str(fetch(name, settings))
     except ModelError as error:
-        return asked, str(error)  # a name that the core does not know: it steps down its fall-back chain
+        return asked, str(error)  # a name that the core does not know: it steps down its fallback chain
+    return model_folder.fit_scale(replace(asked, model=name)), ""
 
 
-def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> None:
-    """Fetch and check.
+def _download(storage: Storage, prefix: str, folder: Path, uri: str) -> Path:
+    """Fetch and check; gives the folder, or the file of weights in it.
 
     Raises:
         ModelError.
     """
     try:
+        file = _find_file(storage, prefix)
+        if file is not None:
+            _download_weights(storage, file, folder / Path(file).name, uri)
+            return folder / Path(file).name
         storage.download(f"{prefix}/config.json", folder / "config.json")
         try:
             models.read_config(folder)
         except ModelError as error:
             raise ModelError(str(error).replace(str(folder), uri)) from error
         for name in models.WEIGHT_FILES:
-            try:
-                size = storage.head(f"{prefix}/{name}").size
-            except NotFound:
-                continue
-            if size > MAX_BYTES:
-                raise ModelError(f"the weights of {uri} have {size:,} bytes, over the limit of {MAX_BYTES:,}")
-            storage.download(f"{prefix}/{name}", folder / name)
-            _check_weights(folder / name, size, uri)
-            return
+            with suppress(NotFound):
+                _download_weights(storage, f"{prefix}/{name}", folder / name, uri)
+                return folder
     except NotFound:
-        raise ModelError(f"there is no config.json under {uri}") from None
+        raise ModelError(f"there is no model under {uri}: neither a file of weights nor a config.json") from None
     except (StorageError, InvalidKey) as error:
         raise ModelError(f"{uri} cannot be fetched: {error}") from error
     raise ModelError(f"there is no {' or '.join(models.WEIGHT_FILES)} under {uri}")
 
 
-def _check_weights(path: Path, size: int, uri: str) -> None:
-    """Whether a file of weights is whole.
+def _find_file(storage: Storage, prefix: str) -> str | None:
+    """The key of a model that is one file, named with its ending or without; None for a folder with a config.json."""
+    if prefix.endswith(checkpoints.SUFFIXES):
+        return prefix
+    with suppress(NotFound):
+        storage.head(f"{prefix}/config.json")
+        return None
+    for suffix in checkpoints.SUFFIXES:
+        with suppress(NotFound):
+            storage.head(prefix + suffix)
+            return prefix + suffix
+    return None
 
-    A safetensors file begins with the length of its header, which says where the last tensor ends.
+
+def _download_weights(storage: Storage, key: str, path: Path, uri: str) -> None:
+    """Fetch one file of weights, if it is no larger than ours are, and see whether it is whole.
+
+    Raises:
+        NotFound, StorageError: as of the store.
+        ModelError: too large, incomplete or damaged.
     """
-    whole = path.stat().st_size == size
-    if whole and path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            try:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, size)))
-                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-                whole = bool(ends) and 8 + length + max(ends) == size
-            except (ValueError, KeyError, TypeError, AttributeError):
-                whole = False
-    if not whole:
-        raise ModelError(f"{path.name} of {uri} is damaged or incomplete: upload it again")
+    checkpoints.check_size(storage.head(key).size, key)
+    storage.download(key, path)
+    try:
+        checkpoints.read_header(path)
+    except ModelError as error:
+        raise ModelError(f"{path.name} of {uri}: {str(error).replace(str(path), path.name)}") from error

@@ -105,6 +105,10 @@ class Settings(BaseSettings):
 
     # How pictures are made larger
     model: str = Field(default="", description="model used when a request names none; empty: the core's default")
+    models_dir: str = Field(
+        default="",
+        description="folder of models that requests may name by their files' names, or an s3:// prefix of such",
+    )
     warm_model: str = Field(
         default="photo-x2", description="model loaded by a thread at start; none: loaded at first use"
     )

@@ -1,10 +1,10 @@
 """Models for the image: fetch them into a folder, and prove that our forward is that of transformers.
 
-    python infra/check_models.py fetch FOLDER MODEL...   hub ids, or folders of the current directory
+    python infra/check_models.py fetch FOLDER MODEL...   hub ids, or folders or files of the current directory
     python infra/check_models.py check FOLDER            every model in it; exit code 1 where one differs
 
-Steps of the Dockerfile: what fails here does not get into an image. A folder ends up as FOLDER/<its name>, a hub id
-in FOLDER/hub, which is a cache of huggingface_hub.
+Steps of the Dockerfile: what fails here does not get into an image. A folder or a file ends up as FOLDER/<its name>, a
+hub id in FOLDER/hub, which is a cache of huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+#: Files of weights whose network is recognised in them.
+FILE_ENDINGS = (".safetensors", ".pth", ".pt")
 #: Largest difference of a pixel in [0, 1]: a sixteenth of a grey level of 8 bits.
 TOLERANCE = 1 / 255 / 16
 #: Height and width of the probe picture; multiples of the window.
@@ -32,7 +34,11 @@ def fetch(folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         source = Path(name)
-        if source.is_dir():
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+            if source.with_suffix(".json").is_file():  # says its licence
+                shutil.copyfile(source.with_suffix(".json"), folder / source.with_suffix(".json").name)
+        elif source.is_dir():
             weights = next((source / file for file in WEIGHT_FILES if (source / file).is_file()), None)
             if weights is None or not (source / "config.json").is_file():
                 raise SystemExit(f"{name} needs config.json and {' or '.join(WEIGHT_FILES)}")
@@ -55,6 +61,31 @@ def found(folder: Path) -> Iterator[Path]:
     for config in sorted(folder.rglob("config.json")):
         if any((config.parent / file).is_file() for file in WEIGHT_FILES):
             yield config.parent
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """The files of weights that are a model each."""
+    return (path for path in sorted(folder.iterdir()) if path.suffix in FILE_ENDINGS)
+
+
+def works(file: Path) -> str:
+    """What a model in a file is, after it has made a picture: a network that runs here, and finite numbers.
+
+    Raises:
+        core.ModelError: it does not.
+    """
+    import torch
+
+    from core import ModelError, models
+    from core.engine import load
+
+    spec = models.spec_of(str(file))
+    net = load.build(spec, file)
+    with torch.inference_mode():
+        made = net(torch.rand(1, 3, *PROBE, generator=torch.Generator().manual_seed(1)))
+    if not bool(made.isfinite().all()):
+        raise ModelError(f"{file.name} gave no finite numbers")
+    return f"{spec.about}, x{spec.scale}"
 
 
 def difference(directory: Path) -> float:
@@ -82,6 +113,8 @@ def difference(directory: Path) -> float:
 def check(folder: Path) -> bool:
     """Print a line for each model, and say whether all equal transformers'."""
     good = True
+    for file in files(folder):
+        print(f"{file.relative_to(folder)}: {works(file)}")
     for directory in found(folder):
         apart = difference(directory)
         good = good and apart <= TOLERANCE

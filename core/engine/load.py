@@ -127,13 +127,16 @@ def pick_dtype(spec: ModelSpec, device: str) -> str:
         device: "cpu" or "cuda".
 
     Returns:
-        "bfloat16" where the hardware multiplies it natively, else "float32". Never fp16: Swin2SR overflows in it.
+        "bfloat16" where the hardware multiplies it natively, "float16" on older cards where that is safe for the model
+        (Swin2SR overflows in it), else "float32".
     """
     if runs_from_file(spec, device):
         return "bfloat16" if onnx.multiplies_bf16() else "float32"
     from core.engine import pytorch
 
-    return "bfloat16" if pytorch.multiplies_bf16(device) else "float32"
+    if pytorch.multiplies_bf16(device):
+        return "bfloat16"
+    return "float16" if device == "cuda" and "fp16" in spec.precisions else "float32"
 
 
 def open_network(spec: ModelSpec, device: str, dtype: str) -> Network:

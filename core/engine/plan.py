@@ -38,7 +38,8 @@ def make_plan(
 
     Args:
         spec: the model.
-        wanted: factor of both sides; where it is larger than the model's, the network runs more than once.
+        wanted: factor of both sides; where it is larger than the model's, the network runs more than once. A model
+            that restores without enlarging runs once.
         exact: take the whole receptive field as halo, so that tiles equal the untiled result.
         tile: side of what is upscaled at once, halo not counted, in input pixels; None leaves it to
             `lay_out`.
@@ -48,7 +49,7 @@ def make_plan(
         The plan; its halo is a multiple of the model's window.
     """
     passes, scale = 1, spec.scale
-    while scale < wanted - 1e-9:
+    while scale < wanted - 1e-9 and spec.scale > 1:
         passes, scale = passes + 1, scale * spec.scale
     if halo is None:
         halo = spec.receptive_field if exact or spec.kind == "compact" else spec.halo

@@ -14,7 +14,7 @@ from core.engine import allocator, batches
 from core.engine.processors import granted_threads
 from core.errors import ModelError
 from core.models import ModelSpec
-from core.networks import onednn
+from core.networks import checkpoints, onednn
 from core.networks.compact_config import CompactConfig
 
 
@@ -55,14 +55,14 @@ class TorchNetwork:
         return x
 
 
-def open_network(spec: ModelSpec, directory: Path, device: str, dtype: str) -> TorchNetwork:
-    """Load a model directory to where it will run.
+def open_network(spec: ModelSpec, source: Path, device: str, dtype: str) -> TorchNetwork:
+    """Load a model to where it will run.
 
     Args:
         spec: of the model, for messages.
-        directory: with config.json and weights, from `core.models.fetch`.
+        source: from `core.models.fetch`.
         device: "cpu" or "cuda".
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or "float16".
 
     Returns:
         The network.
@@ -75,15 +75,15 @@ def open_network(spec: ModelSpec, directory: Path, device: str, dtype: str) -> T
         batches.full_precision()
     else:
         torch.set_num_threads(min(torch.get_num_threads(), granted_threads()))
-    return TorchNetwork(build(spec, directory).to(device=device, dtype=getattr(torch, dtype)), device)
+    return TorchNetwork(build(spec, source).to(device=device, dtype=getattr(torch, dtype)), device)
 
 
-def build(spec: ModelSpec, directory: Path) -> nn.Module:
-    """Make the network of a model directory.
+def build(spec: ModelSpec, source: Path) -> nn.Module:
+    """Make the network of a model.
 
     Args:
         spec: of the model, for messages.
-        directory: with config.json and weights, from `core.models.fetch`.
+        source: a directory with config.json and weights, or a file of weights, from `core.models.fetch`.
 
     Returns:
         The network in evaluation mode, in fp32 on the CPU, without gradients, channels_last.
@@ -91,9 +91,16 @@ def build(spec: ModelSpec, directory: Path) -> nn.Module:
     Raises:
         ModelError: the configuration or the weights are damaged, or do not belong together.
     """
-    config = models.read_config(directory)
-    state = _read_weights(directory)
     net: nn.Module
+    if source.is_file():
+        from core.networks import community
+
+        state = checkpoints.read_tensors(source)
+        net = community.build(state)
+        return _finished(spec, net, state)
+    config = models.read_config(source)
+    file = next(source / name for name in models.WEIGHT_FILES if (source / name).is_file())
+    state = checkpoints.read_tensors(file)
     if isinstance(config, CompactConfig):
         from core.networks.compact import Compact
 
@@ -101,32 +108,17 @@ def build(spec: ModelSpec, directory: Path) -> nn.Module:
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
-            raise ModelError(f"the weights in {directory} do not fit its config.json") from error
+            raise ModelError(f"the weights in {source} do not fit its config.json") from error
     else:
         from core.networks.swin2sr import Swin2SR
 
         net = swin = Swin2SR(config)
         swin.load(state)
+    return _finished(spec, net, state)
+
+
+def _finished(spec: ModelSpec, net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """The network ready for inference, if its weights are numbers."""
     if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
         raise ModelError(f"the weights of {spec.name} hold NaN or infinity: the file is damaged")
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    """Read tensors by name, in fp32.
-
-    Raises:
-        ModelError: the file is damaged.
-    """
-    file = next(directory / name for name in models.WEIGHT_FILES if (directory / name).is_file())
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
-        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    except Exception as error:  # safetensors, pickle and zip each raise their own on a damaged file
-        detail = str(error).strip().splitlines()
-        raise ModelError(f"{file} is damaged: {detail[0] if detail else type(error).__name__}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
 
 import core
-from core import models
+from core import model_folder, models
 from handler import options, routing
 from handler.jobs import Estimate
 from handler.web.problems import Problem, documented
@@ -35,6 +36,11 @@ def list_models(service: Shared) -> list[ModelInfo]:
     """The models that the option `model` takes besides hub ids."""
     named = service.settings.model
     default = {named} if named else {models.embedded(2, format) for format in ("jpeg", "png")}
+    known = dict(models.MODELS)
+    folder = service.settings.models_dir
+    if folder and not folder.startswith(options.SCHEME):
+        there = model_folder.list_models(Path(folder))
+        known.update({name: spec for name, spec in there.items() if not isinstance(spec, core.ModelError)})
     return [
         ModelInfo(
             name=spec.name,
@@ -44,8 +50,9 @@ def list_models(service: Shared) -> list[ModelInfo]:
             embedded=spec.source.startswith(str(models.WEIGHTS)),
             default=spec.name in default,
             receptive_field=spec.receptive_field,
+            licence=spec.licence,
         )
-        for spec in models.MODELS.values()
+        for spec in known.values()
     ]
 
 

@@ -140,11 +140,14 @@ class ModelInfo(BaseModel):
 
     name: str = Field(description="For the option `model`.", examples=["compact-x2"])
     kind: str = Field(description="The network that runs it.", examples=["compact"])
-    scale: int = Field(description="Factor of one pass; other factors are made from passes and resizing.")
+    scale: int = Field(
+        description="Factor of one pass; other factors are made from passes and resizing. 1 restores without enlarging."
+    )
     about: str = Field(description="One line for people.")
     embedded: bool = Field(description="Whether it comes with the service; others are downloaded at first use.")
     default: bool = Field(description="Whether it runs when none is named.")
     receptive_field: int = Field(description="Input pixels on each side that can influence an output pixel.")
+    licence: str = Field(description="Of the weights, where a file says it; empty where none does.")
 
 
 class Health(BaseModel):

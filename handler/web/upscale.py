@@ -100,7 +100,7 @@ async def upscale(
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
         async with service.limiter.enter(plan.seconds, client, request.is_disconnected):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
-    name = asked.result_name(name, made.format, max_bytes=MAX_NAME)
+    name = chosen.result_name(name, made.format, max_bytes=MAX_NAME)
     headers = {
         "Content-Disposition": content_disposition(name),
         # A model from S3 ran as a directory of this machine; people know it by the name that they gave.

@@ -77,15 +77,16 @@ def test_weights_with_nan_step_down(tmp_path: Path, small_swin2sr: Path, monkeyp
     assert "NaN" in result.reason
 
 
-def test_a_hub_that_does_not_answer_steps_down(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["somebody/model", "somebody/model/4x.pth"])
+def test_a_hub_that_does_not_answer_steps_down(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real socket that accepts connections and then says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("core.models.HUB_SECONDS", 1)
+        monkeypatch.setattr("core.hub.HUB_SECONDS", 1)
         monkeypatch.setattr("core.models.FALLBACKS", ())
-        result = core.upscale(small_photo(), core.Options(model="somebody/model"))
+        result = core.upscale(small_photo(), core.Options(model=name))
     assert (result.model, result.degraded) == ("compact-x2", True)
     assert "did not" in result.reason
     assert "timed out" in result.reason, "the silent server was asked, and given up"

@@ -1,0 +1,95 @@
+"""Models from the Hugging Face hub: by `owner/name`, or one file of a repository by `owner/name/path/to/file.pth`.
+
+What is in the cache is used without a question to anybody; a warm machine needs no network.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from core.errors import ModelError
+from core.networks import checkpoints
+
+#: How long the hub may take to answer before the next model is tried.
+HUB_SECONDS = 5
+
+_FILE = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/((?:[\w-][\w.-]*/)*[\w-][\w .+-]*)")
+
+
+def is_file_name(name: str) -> bool:
+    """Say whether a name means one file of a hub repository.
+
+    Args:
+        name: such as `owner/name/4x-model.pth`.
+    """
+    return name.endswith(checkpoints.SUFFIXES) and _FILE.fullmatch(name) is not None
+
+
+def fetch_file(name: str) -> Path:
+    """Find one file of a repository on disk, downloaded unless it is in the cache.
+
+    Args:
+        name: `owner/name/path/to/file`, with an ending of a checkpoint.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ModelError: the hub does not answer, has no such file, or it is too large to be one of our models.
+    """
+    match = _FILE.fullmatch(name)
+    if match is None:
+        raise ModelError(f"a file on the hub is named owner/name/file, not {name[:100]!r}")
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, try_to_load_from_cache
+
+    repository, file = match.groups()
+    cached = try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        address = f"{constants.ENDPOINT}/{repository}/resolve/main/{quote(file)}"
+        size = get_hf_file_metadata(address, timeout=HUB_SECONDS).size
+        checkpoints.check_size(size or 0, file)
+        return Path(hf_hub_download(repository, file, etag_timeout=HUB_SECONDS))
+    except ModelError:
+        raise
+    except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
+        raise ModelError(f"the hub did not give {name}: {_one_line(error)}") from error
+
+
+def fetch_folder(hub_id: str, wanted: tuple[str, ...], weights: tuple[str, ...]) -> Path:
+    """Find a repository's files on disk, downloaded unless they are in the cache.
+
+    Args:
+        hub_id: `owner/name`.
+        wanted: names of files; the first must be there.
+        weights: those of them of which one is enough.
+
+    Returns:
+        The folder with them.
+
+    Raises:
+        ModelError: the hub does not answer, or does not know the id.
+    """
+    from huggingface_hub import constants, get_session, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    needed, files = wanted[0], [*wanted, *weights]
+    try:
+        cached = Path(snapshot_download(hub_id, allow_patterns=files, local_files_only=True))
+        if (cached / needed).is_file() and (not weights or any((cached / name).is_file() for name in weights)):
+            return cached
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass  # not in the cache
+    try:
+        # The listing that a download begins with has no time limit: first see whether anybody answers at all.
+        get_session().head(f"{constants.ENDPOINT}/{hub_id}/resolve/main/{needed}", timeout=HUB_SECONDS)
+        return Path(snapshot_download(hub_id, allow_patterns=files, etag_timeout=HUB_SECONDS))
+    except Exception as error:  # as above
+        raise ModelError(f"the hub did not give {hub_id}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
