@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import BmpImagePlugin, Image, PngImagePlugin
 
 from core.codecs import gif, jpeg, png, streams, webp
 from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
@@ -193,7 +193,10 @@ def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
         return None
     if format == "jpeg":
         jpeg.check_scans(stream)
-    bands = streams.open_bmp(stream, image) if format == "bmp" else streams.open_vips(stream, format, height, width)
+    if isinstance(image, BmpImagePlugin.BmpImageFile):
+        bands = streams.open_bmp(stream, image)
+    else:
+        bands = streams.open_vips(stream, format, height, width)
     if orientation == 2:
         bands = mirrored(bands)
     return Scan(bands=bands, **_described(image, format, stream, bands.channels, later=False))

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, Image
 
 from core.codecs.base import decoder_errors
 from core.errors import UnreadableImage
 from core.pixels.bands import Bands, Samples
 
 _ROWS = 128  # at once
-_TYPES = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
+_TYPES: dict[str, np.dtype[Any]] = {"uchar": np.dtype(np.uint8), "ushort": np.dtype(np.uint16)}
 
 
 def open_vips(stream: BinaryIO, format: str, height: int, width: int) -> Bands:
@@ -40,7 +40,7 @@ def open_vips(stream: BinaryIO, format: str, height: int, width: int) -> Bands:
         channels, dtype = int(image.bands), _TYPES[image.format]
 
     def read() -> Iterator[Samples]:
-        import pyvips
+        import pyvips  # type: ignore[import-untyped]
 
         with decoder_errors():
             image, source = _image(stream, format)
@@ -68,14 +68,14 @@ def _image(stream: BinaryIO, format: str) -> tuple[Any, Any]:
 
 
 def is_plain_bmp(image: Image.Image) -> bool:
-    """Whether a BMP that Pillow has opened has 24 bits and no compression."""
-    if len(image.tile) != 1 or image.mode != "RGB" or image.tile[0][0] != "raw":
+    """Whether a picture that Pillow has opened is a BMP of 24 bits without compression."""
+    if not isinstance(image, BmpImagePlugin.BmpImageFile) or image.mode != "RGB" or len(image.tile) != 1:
         return False
-    arguments = image.tile[0][3]
-    return isinstance(arguments, tuple) and arguments[0] == "BGR"
+    kind, _, _, arguments = image.tile[0]
+    return kind == "raw" and isinstance(arguments, tuple) and arguments[0] == "BGR"
 
 
-def open_bmp(stream: BinaryIO, image: Image.Image) -> Bands:
+def open_bmp(stream: BinaryIO, image: BmpImagePlugin.BmpImageFile) -> Bands:
     """A BMP of 24 bits without compression.
 
     Args:
@@ -83,7 +83,8 @@ def open_bmp(stream: BinaryIO, image: Image.Image) -> Bands:
         image: the same, opened by Pillow, which has read where the rows are.
     """
     [(_, _, start, arguments)] = image.tile
-    stride, upwards = int(arguments[1]), int(arguments[2]) < 0  # type: ignore[index]
+    assert isinstance(arguments, tuple)  # noqa: S101 - see is_plain_bmp
+    stride, upwards = int(arguments[1]), int(arguments[2]) < 0
     width, height = image.size
 
     def read() -> Iterator[Samples]:

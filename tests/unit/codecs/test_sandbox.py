@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from core.picture import Picture
 from tests.unit.pictures import corners, huge_png, saved, with_everything
 
 ELSEWHERE = core.Limits(worker=True)
+HERE = core.Limits(input_pixels=250_000_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +74,7 @@ def test_errors_are_the_same() -> None:
     for data in (b"", b"no picture", good[:20], huge_png()):
         for call in (core.probe, decode, core.upscale):
             seen = []
-            for limits in (core.Limits(), ELSEWHERE):
+            for limits in (HERE, replace(HERE, worker=True)):
                 with pytest.raises(core.InputError) as caught:
                     call(data, limits=limits)
                 seen.append((type(caught.value), str(caught.value)))
