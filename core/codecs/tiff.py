@@ -1,8 +1,8 @@
 """TIFF, which holds more than any one library carries through: pages, 16 bits, floats, EXIF directories, over 4 GB.
 
 Reading: directories are parsed in `core.codecs.tiff_tags`, so that sizes are known before any decoder runs; samples are
-interpreted in `core.codecs.tiff_samples`. Numbers whose meaning depends on all of them (floats, wide integers, those with
-"no data") are decoded at once, all else from top to bottom. Writing is in `core.codecs.tiff_write`.
+interpreted in `core.codecs.tiff_samples`. Numbers whose meaning depends on all of them (floats, wide integers, those
+with "no data") are decoded at once, all else from top to bottom. Writing is in `core.codecs.tiff_write`.
 
 Follows TIFF 6.0 and, for files over 4 GB, BigTIFF.
 """
