@@ -49,8 +49,8 @@ _BY_MEDIA_TYPE = {
     **dict.fromkeys(("image/avif-sequence",), "avif"),
     **dict.fromkeys(("image/heic", "image/heic-sequence", "image/heif-sequence"), "heif"),
 }
-#: Longest side that a format can hold, in pixels.
-MAX_SIDE = {"jpeg": 65_535, "webp": 16_383, "avif": 32_768}
+#: Longest side that a format can hold, in pixels (JPEG: that libjpeg reads).
+MAX_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 32_768}
 #: A BMP states its size in 32 bits; three bytes a pixel.
 MAX_BMP_PIXELS = 0xFFFF_0000 // 3
 #: Output formats that are written from top to bottom; the others hold a picture whole.

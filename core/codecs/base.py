@@ -34,7 +34,7 @@ def decoder_errors() -> Iterator[None]:
     """Whatever a decoder raises, as one of our input errors."""
     try:
         yield
-    except (TooLarge, UnreadableImage):
+    except (TooLarge, UnreadableImage, ImportError):  # a library that is missing is no damage of the picture
         raise
     except MemoryError as error:
         raise TooLarge("the input does not fit into memory when decoded: give a smaller picture") from error

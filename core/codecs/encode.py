@@ -112,7 +112,9 @@ def _fit(scan: Scan, format: str, quality: int | None) -> tuple[Scan, tuple[str,
         except ValueError:
             notes.append(f"{format} cannot carry the colour profile, which could not be applied: it was left out")
         meta = replace(meta, icc=None)
-    if widened and bands.channels == 1:
+    # libpng takes no RGB profile for greys, so they become colours.
+    coloured = format == "png" and meta.icc is not None and colour.space_of(meta.icc) == "RGB"
+    if (widened or coloured) and bands.channels == 1:
         steps.append(lambda band: np.concatenate([np.repeat(band[:, :, :1], 3, axis=2), band[:, :, 1:]], axis=2))
         bands = replace(bands, channels=3)
     if format == "webp" and quality is None and scan.lossless and not webp.lossless_fits(bands.height, bands.width):

@@ -8,18 +8,22 @@ image resources (APP13).
 
 from __future__ import annotations
 
+import io
+import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from core.codecs.base import USUAL_QUALITY
+from core.codecs.base import USUAL_QUALITY, to_16_bits
 from core.errors import UnreadableImage
 from core.metadata.carried import Metadata, comment_of
-from core.metadata.iptc import jpeg_segment
-from core.picture import Scan
+from core.metadata.iptc import has_others, jpeg_segment
+from core.picture import Pixels, Scan
 from core.pixels.bands import in_rows
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -126,18 +130,195 @@ def _segments(meta: Metadata) -> Iterator[bytes]:
         yield segment(0xFE, comment.encode())
 
 
-def check_scans(stream: BinaryIO) -> None:
-    """Refuse a JPEG with absurdly many scans before it is decoded.
+@dataclass(frozen=True)
+class Checked:
+    """A JPEG as it goes to the decoder.
+
+    Attributes:
+        data: the one picture, from its first marker to its end marker, with a header of whole segments only.
+        header: the same with a frame header that Pillow opens, to read metadata from.
+        bits: of a sample.
+        scans: how often the decoder goes over the picture.
+        usual: False for kinds that Pillow does not read.
+        ended: False when the end marker is missing.
+        emptied: of what the XMP packet may speak although it is gone (`core.metadata.xmp.without`).
+        notes: one line for each thing that was left out.
+    """
+
+    data: bytes
+    header: bytes
+    bits: int
+    scans: int
+    usual: bool
+    ended: bool
+    emptied: bool
+    notes: tuple[str, ...]
+
+
+def check(stream: BinaryIO) -> Checked:
+    """Walk through the markers of a JPEG, as libjpeg does, and no further than to the end of the picture.
+
+    What stands behind it (videos of motion photos, gain maps, further pictures) has markers of its own.
 
     Raises:
-        UnreadableImage: it has more than any camera writes.
+        UnreadableImage: of a kind that is not read, or with more scans than any camera writes.
     """
     stream.seek(0)
-    scans = 0
-    while block := stream.read(1 << 20):
-        scans += block.count(b"\xff\xda")
+    raw = stream.read()
+    head = bytearray(raw[:2])
+    at, frame, left_out, counted = 2, -1, Counter[str](), 0
+    while True:
+        at = raw.find(b"\xff", at)
+        while at >= 0 and raw[at + 1 : at + 2] == b"\xff":
+            at += 1
+        if at < 0 or at + 4 > len(raw):
+            raise UnreadableImage("the picture is damaged: it ends in its header")
+        marker, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+        if marker in (0x00, 0x01, *range(0xD0, 0xD9)):  # these stand alone, and have no business here
+            at += 2
+            continue
+        if marker == 0xDA or length < 2:
+            break
+        segment = raw[at : at + 2 + length]
+        at += 2 + length
+        named, counts = _left_out(marker, segment[4:])
+        counted = max(counted, counts)
+        if named:
+            left_out[named] += 1
+        if named != _UNSAID and not (marker == 0xE0 and segment[4:9] == b"JFIF\0" and length < 16):
+            if marker in _FRAMES:
+                frame = len(head)
+            head += segment
+    if frame < 0:
+        raise UnreadableImage("the picture is damaged: it has no frame header")
+    kind, bits = head[frame + 1], head[frame + 4]
+    if _FRAMES[kind]:
+        raise UnreadableImage(f"this is a {_FRAMES[kind]} JPEG, which is not read: save it as a usual (baseline) one")
+    end, scans = _end_of(raw, at)
     if scans > _MAX_SCANS:
         raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
+    trailer = raw[end:]
+    notes = _notes(left_out, counted, trailer, b"hdrgm:" in head)
+    data = bytes(head) + raw[at:end]
+    ended = data.endswith(b"\xff\xd9")
+    usual = bits == 8 and kind != _LOSSLESS
+    if not usual:
+        head[frame + 1], head[frame + 4] = 0xC0, 8
+    data = data if ended else data + b"\xff\xd9"
+    header = data if usual else bytes(head) + data[len(head) :]
+    return Checked(data, header, bits, scans, usual, ended, bool(notes), notes)
+
+
+#: Frame headers (ITU-T T.81, table B.1), and names of those that are not read.
+_LOSSLESS = 0xC3
+_FRAMES = {0xC0: "", 0xC1: "", 0xC2: "", _LOSSLESS: "", 0xC9: "", 0xCA: ""}
+_FRAMES |= dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical")
+_FRAMES |= {0xCB: "lossless arithmetic", 0xF7: "JPEG-LS"}
+_UNSAID = "a table of the file's other pictures"
+#: Application segments by their first bytes, and what is left out with each; "" for what is kept or says nothing.
+_SEGMENTS = (
+    (0xE0, b"JFXX\0", "a thumbnail (JFXX)"),
+    (0xE0, b"", ""),
+    (0xE1, b"Exif\0", ""),
+    (0xE1, b"http://ns.adobe.com/", ""),
+    (0xE1, b"FLIR\0", "thermal data (FLIR)"),
+    (0xE2, b"ICC_PROFILE\0", ""),
+    (0xE2, b"MPF\0", _UNSAID),
+    (0xE2, b"FPXR\0", "FlashPix data"),
+    (0xE2, b"urn:iso:std:iso:ts:21496:-1\0", "the gain map's numbers (ISO 21496-1)"),
+    (0xEB, b"JP", "content credentials or other boxes (JUMBF)"),
+    (0xEC, b"Ducky", ""),
+    (0xED, b"Photoshop 3.0\0", ""),
+    (0xEE, b"Adobe", ""),
+)
+
+
+def _left_out(marker: int, content: bytes) -> tuple[str, int]:
+    """What is left out with a segment, "" for nothing, and how many pictures an MPF segment counts."""
+    if not 0xE0 <= marker <= 0xEF:
+        return "", 0
+    name = next((name for kind, start, name in _SEGMENTS if kind == marker and content.startswith(start)), None)
+    if name is None:
+        return f"data of an application (APP{marker - 0xE0})", 0
+    if marker == 0xED and len(content) > 14 and has_others(content[14:]):
+        return "Photoshop's own blocks", 0
+    if name != _UNSAID:
+        return name, 0
+    at = content.find(b"\xb0\x01\0\x04")  # CIPA DC-007: number of images
+    order: Literal["big", "little"] = "big"
+    if at < 0:
+        at, order = content.find(b"\x01\xb0\x04\0"), "little"
+    return name, int.from_bytes(content[at + 8 : at + 12], order) if at >= 0 else 0
+
+
+def _end_of(raw: bytes, at: int) -> tuple[int, int]:
+    """Where the picture ends whose first scan begins at an offset, behind its end marker, and how many scans it has."""
+    scans = 0
+    for found in _MARKER.finditer(raw, at):
+        if found.start() < at:
+            continue
+        marker = raw[found.end() - 1]
+        if marker == 0xD9:
+            return found.end(), scans
+        scans += marker == 0xDA
+        at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
+    return len(raw), scans
+
+
+_MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd8]", re.DOTALL)
+
+
+def _notes(left_out: Counter[str], counted: int, trailer: bytes, hdr: bool) -> tuple[str, ...]:
+    notes = []
+    others = max(counted - 1, 0)
+    if hdr or any("21496" in name for name in left_out) or b"hdrgm:" in trailer or b"HDRGainMap" in trailer:
+        notes.append("the gain map, which makes the picture brighter on HDR screens, was left out")
+        others -= 1
+    if b"ftyp" in trailer:
+        notes.append("the video of a motion photo was left out")
+    if others > 0:
+        notes.append(f"the first of {others + 1} pictures in the file was taken")
+    if not notes and len(trailer.strip(b"\0")) > 16:
+        notes.append(f"{len(trailer):,} bytes behind the end of the picture were left out")
+    names = [name for name in left_out if name and name != _UNSAID and "21496" not in name]
+    if names:
+        notes.append(f"left out: {', '.join(names)}")
+    return tuple(notes)
+
+
+def decode_unusual(checked: Checked) -> Pixels:
+    """(h, w, 1 or 3) uint8 or uint16 of a JPEG of 12 bits, or a lossless one.
+
+    Raises:
+        ValueError: its colours are of a kind that is not read.
+    """
+    import imagecodecs
+
+    values = imagecodecs.jpeg8_decode(checked.data)
+    values = values.reshape(*values.shape[:2], -1)
+    if values.shape[2] not in (1, 3):
+        raise ValueError("a JPEG of more than 8 bits is read in grey and RGB only")
+    return to_16_bits(values, checked.bits) if values.dtype == np.uint16 else values
+
+
+def refuse_truncated(checked: Checked, seen: Pixels) -> None:
+    """Refuse a JPEG without its end marker if pixels are missing, too.
+
+    If it is whole, further bits change nothing; else they are taken for the missing pixels.
+
+    Args:
+        checked: the file.
+        seen: the pixels as decoded with an end marker added.
+
+    Raises:
+        UnreadableImage: it is truncated.
+    """
+    if checked.ended:
+        return
+    with Image.open(io.BytesIO(checked.data[:-2] + b"\x55" * 256 + b"\xff\xd9"), formats=["JPEG"]) as image:
+        again = np.asarray(image)
+    if not np.array_equal(again.reshape(-1), seen.reshape(-1)):
+        raise UnreadableImage("the picture is damaged: it ends before its last row")
 
 
 def coding(image: Image.Image) -> tuple[int | None, str | None]:

@@ -15,20 +15,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import BmpImagePlugin, Image, PngImagePlugin
 
-from core.codecs import gif, jpeg, png, streams, webp
+from core.codecs import bmp, gif, jpeg, png, streams, webp
 from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
 from core.errors import TooLarge, UnreadableImage
 from core.formats import FORMATS, READ_FORMATS
 from core.limits import Limits, check_held, check_size
-from core.metadata import ifd
 from core.metadata.carried import Metadata, bounded
-from core.metadata.iptc import IPTC_RESOURCE, from_raw_profile
+from core.metadata.exif import orientation_of
+from core.metadata.iptc import IPTC_RESOURCE, from_raw_profile, iptc_of
 from core.metadata.resolution import exif_dpi, valid_dpi
+from core.metadata.xmp import without_others
 from core.picture import Picture, Pixels, Probe, Scan, held
 from core.pixels import colour
 from core.pixels.bands import mirrored
 
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/"
+_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+_RAW = re.compile(r"raw profile type ", re.IGNORECASE)
 #: Texts of a PNG that are separate blocks in disguise.
 _DISGUISED = re.compile(r"xml:com\.adobe\.xmp$|raw profile type ", re.IGNORECASE)
 
@@ -51,32 +54,49 @@ def open_image(
         TooLarge: over a limit.
     """
     frames = 0
+    screen: gif.Screen | None = None
+    checked: jpeg.Checked | None = None
+    notes: list[str] = []
     if format == "gif":
-        width, height, frames = gif.measure(stream, limits)
-        check_size(width, height, frames, limits)
+        screen = gif.measure(stream, limits)
+        frames = len(screen.frames)
+        widest = max((frame.left + frame.width for frame in screen.frames), default=0)
+        highest = max((frame.top + frame.height for frame in screen.frames), default=0)
+        check_size(max(screen.width, widest), max(screen.height, highest), frames, limits)
     elif format == "webp":  # Pillow allocates the canvas when it opens one
         check_size(*webp.canvas_size(head), 1, limits)
+        stream = webp.with_alpha(stream)
+    elif format == "bmp" and bmp.wanted(head):
+        return _open_bmp(stream, head, size, limits)
+    elif format == "jpeg":
+        checked = jpeg.check(stream)
+        stream = io.BytesIO(checked.header)
+        notes += checked.notes
     elif format == "png":
+        stream, said = png.whole(stream)
+        notes += said
         check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
     raise_guard(limits)
     image = stack.enter_context(Image.open(stream, formats=[READ_FORMATS[format]]))
     frames = frames or (1 if format == "jpeg" else int(getattr(image, "n_frames", 1)))
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
-    width, height = image.size
-    if _orientation(image) >= 5:
+    width, height = (screen.width, screen.height) if screen else image.size
+    if orientation_of(_metadata(image)[0].exif) >= 5:
         width, height = height, width
     check_size(width, height, frames, limits)
-    bits = _bits(format, head)
+    bits = checked.bits if checked else _bits(format, head)
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
-    streams_down = frames == 1 and not first and _streams(image, format)
+    streams_down = frames == 1 and not first and _streams(image, format, head, checked)
     if not streams_down:
         check_held(width * height, limits)
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
 
-    notes = _left_out(image, bits if bits > kept_bits else 0, bool(first))
+    notes += _left_out(image, bits if bits > kept_bits else 0, bool(first))
+    if checked and checked.emptied and (packet := image.info.get("xmp")):
+        image.info["xmp"] = without_others(packet)
 
     def decode_pages() -> Iterator[Picture | Scan]:
         if streams_down:
@@ -87,31 +107,33 @@ def open_image(
                 yield replace(scan, notes=(*notes, *scan.notes))
                 return
             stream.seek(at)
-        deep: Iterator[Pixels] | None = None
-        if kept_bits > 8:
-            at = stream.tell()  # Pillow reads on from here
-            stream.seek(0)
-            deep = _read_deep(stream.read(), format, bits, frames)
-            stream.seek(at)
+        at = stream.tell()  # Pillow reads on from here
+        drawn, durations = _drawn(stream, format, screen, frames, bits if kept_bits > 8 else 8)
+        if checked and not checked.usual:
+            drawn = iter([jpeg.decode_unusual(checked)])
         for index in range(first, first + frames):
             with decoder_errors():
-                if format == "jpeg":
-                    jpeg.check_scans(stream)
-                if index:
+                if index and drawn is None:
                     image.seek(index)
-                if deep is not None and frames > 1:
-                    # Drawn in `core.codecs.png`; Pillow would fail to blend greys of 16 bits.
-                    image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # type: ignore[attr-defined]
                 if image.width * image.height > limits.input_pixels:
                     raise TooLarge("a frame is larger than the picture's header says")
-                image.load()
-                later, samples = index > first, None if deep is None else next(deep)
-                picture = _picture(image, format, stream, samples, later, plays is not None)
-                picture = replace(_on_canvas(picture, width, height), notes=(*notes, *picture.notes))
+                if drawn is None or (index == first and not checked):
+                    if drawn is not None and plays is not None:  # it fails to blend greys of 16 bits
+                        image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # type: ignore[attr-defined]
+                    stream.seek(at)
+                    image.load()
+                if checked and checked.usual:
+                    jpeg.refuse_truncated(checked, np.asarray(image))
+                later, samples = index > first, None if drawn is None else next(drawn)
+                duration = durations[index - first] if durations else image.info.get("duration", 0.0)
+                picture = _picture(image, format, head, stream, samples, later, plays is not None, duration)
+                if picture.pixels.shape[:2] != (height, width):
+                    raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
+                picture = replace(picture, notes=(*notes, *picture.notes))
                 samples = None  # these would be held for as long as the picture is worked on
                 if frames == 1:
                     image.close()
-                    deep = None
+                    drawn = None
             yield picture
 
     return found, decode_pages
@@ -126,9 +148,41 @@ def _left_out(image: Image.Image, deep: int, still: bool) -> tuple[str, ...]:
         notes.append("the still picture for software without animation was left out")
     if any(marker == "APP1" and data.startswith(_XMP_EXTENSION) for marker, data in getattr(image, "applist", ())):
         notes.append("the extension of the XMP packet, beyond 64 kB, was left out")
-    if image.format == "MPO":
-        notes.append(f"the first of {getattr(image, 'n_frames', 1)} pictures in the file was taken")
     return tuple(notes)
+
+
+def _drawn(
+    stream: BinaryIO, format: str, screen: gif.Screen | None, frames: int, bits: int
+) -> tuple[Iterator[Pixels] | None, list[float]]:
+    """Frames (h, w, 1 to 4), alpha last, where Pillow does not draw them, and their milliseconds.
+
+    Pillow keeps eight bits of sixteen, and puts frames on each other in its own way.
+    """
+    if screen is not None:
+        return gif.draw(stream, screen), [frame.duration for frame in screen.frames]
+    if bits > 8 or (format == "png" and frames > 1):
+        stream.seek(0)
+        data = stream.read()
+        durations = png.durations(data) if frames > 1 else []
+        return _read_deep(data, format, bits, frames), durations
+    return None, []
+
+
+def _open_bmp(
+    stream: BinaryIO, head: bytes, size: int, limits: Limits
+) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+    """A BMP of a kind that `core.codecs.bmp` reads."""
+    width, height = bmp.size(head)
+    check_size(width, height, 1, limits)
+
+    def decode_pages() -> Iterator[Picture]:
+        with decoder_errors():
+            pixels, alpha = without_alpha(bmp.read(stream))
+            dpi = valid_dpi(tuple(int.from_bytes(head[at : at + 4], "little") * 0.0254 for at in (38, 42)))
+            picture = Picture(pixels, alpha, meta=Metadata(dpi=dpi))
+        yield picture
+
+    return Probe("bmp", width, height, size, "RGB"), decode_pages
 
 
 def _bits(format: str, head: bytes) -> int:
@@ -141,21 +195,6 @@ def _bits(format: str, head: bytes) -> int:
     return 12 if head[at] & 0x20 else 10
 
 
-def _on_canvas(picture: Picture, width: int, height: int) -> Picture:
-    """A frame of the size that the header says: a GIF's later frames may be larger than its first ones.
-
-    Raises:
-        UnreadableImage: it is larger, or smaller and no frame of an animation.
-    """
-    tall, wide = picture.pixels.shape[:2]
-    if (tall, wide) == (height, width):
-        return picture
-    if tall > height or wide > width or picture.alpha is None:
-        raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
-    margin = ((0, height - tall), (0, width - wide))
-    return replace(picture, pixels=np.pad(picture.pixels, (*margin, (0, 0))), alpha=np.pad(picture.alpha, margin))
-
-
 def _plays(image: Image.Image, format: str) -> int:
     """How often an animation is played, 0 forever."""
     if format == "gif":
@@ -163,23 +202,15 @@ def _plays(image: Image.Image, format: str) -> int:
     return max(0, int(image.info.get("loop") or 0))
 
 
-def _orientation(image: Image.Image) -> int:
-    """What is left to be turned (EXIF tag 0x0112, or XMP's where EXIF says nothing)."""
-    try:
-        value = image.getexif().get(ifd.ORIENTATION, 1)
-    except Exception:  # EXIF that cannot be parsed says nothing about orientation
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _streams(image: Image.Image, format: str) -> bool:
+def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked | None) -> bool:
     """Whether a picture can be decoded from top to bottom, upright."""
+    few = head[25:26] == b"\0" and head[24] < 8 and "transparency" in image.info  # see `png.grey_key`
     kinds = {
-        "jpeg": image.mode in ("L", "RGB"),
-        "png": not image.info.get("interlace"),
+        "jpeg": image.mode in ("L", "RGB") and checked is not None and checked.usual and checked.ended,
+        "png": not image.info.get("interlace") and not few,
         "bmp": streams.is_plain_bmp(image),
     }
-    return kinds.get(format, False) and _orientation(image) <= 2
+    return kinds.get(format, False) and orientation_of(_metadata(image)[0].exif) <= 2
 
 
 def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
@@ -188,11 +219,9 @@ def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
     if format == "png":
         image = Image.open(io.BytesIO(png.without_pixels(stream)))
         image.load()  # what comes after the pixels, such as texts
-    orientation = _orientation(image)
+    orientation = orientation_of(_metadata(image)[0].exif)
     if orientation > 2:
         return None
-    if format == "jpeg":
-        jpeg.check_scans(stream)
     if isinstance(image, BmpImagePlugin.BmpImageFile):
         bands = streams.open_bmp(stream, image)
     else:
@@ -203,20 +232,31 @@ def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
 
 
 def _picture(
-    image: Image.Image, format: str, stream: BinaryIO, deep: Pixels | None, later: bool, animated: bool
+    image: Image.Image,
+    format: str,
+    head: bytes,
+    stream: BinaryIO,
+    drawn: Pixels | None,
+    later: bool,
+    animated: bool,
+    duration: object,
 ) -> Picture:
-    """A loaded image as a picture, with its samples of more than eight bits where it has such."""
-    orientation = _orientation(image)
-    duration = image.info.get("duration", 0.0) if animated else 0.0
+    """A loaded image as a picture, with the pixels that were drawn without Pillow where there are such."""
+    orientation = orientation_of(_metadata(image)[0].exif)
+    duration = duration if animated else 0.0
     pixels: Pixels
     alpha: Pixels | None = None
     converted: tuple[str, ...] | None = None
-    if deep is not None:
-        pixels, alpha = without_alpha(deep)
+    if drawn is not None:
+        pixels, alpha = without_alpha(drawn)
+    elif format == "png" and (keyed := png.grey_key(image, head)) is not None:
+        pixels, alpha = keyed
     elif image.mode == "CMYK":
-        pixels, converted = colour.cmyk_to_rgb(np.asarray(image), bounded(_metadata(image))[0].icc)
+        pixels, converted = colour.cmyk_to_rgb(np.asarray(image), bounded(_metadata(image)[0])[0].icc)
     else:
         pixels, alpha = split(image)
+    if format in ("gif", "webp") and not animated and alpha is not None and alpha.min() == 255:
+        alpha = None  # it was decoded in case there is some
     if animated:
         alpha = np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha
     return Picture(
@@ -245,7 +285,9 @@ def _described(
         later: of an animation, not its first frame.
         converted: notes on a conversion to sRGB, after which the file's profile is no longer that of the pixels.
     """
-    meta, notes = bounded(_metadata(image))
+    found, lost = _metadata(image)
+    meta, notes = bounded(found)
+    notes += lost
     lossless = format in ("png", "bmp", "gif")
     quality = subsampling = None
     if format == "jpeg":
@@ -291,34 +333,37 @@ def _avif_profile(stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
     return colour.profile_of_code_points(*(int.from_bytes(head[i : i + 2], "big") for i in (at, at + 2)))
 
 
-def _metadata(image: Image.Image) -> Metadata:
-    """What Pillow found in a file that it has loaded (TIFF: see `core.codecs.tiff`, whose directory holds it all)."""
+def _metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
+    """What Pillow found (TIFF: see `core.codecs.tiff`, whose directory holds it all), and notes."""
     info = image.info
-    block = info.get("exif")
-    if not block and image.format == "PNG" and "Raw profile type exif" in info:
-        block = image.getexif().tobytes()
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    block, icc = _bytes(info.get("exif")), _bytes(info.get("icc_profile"))
+    xmp = _bytes(info.get("xmp") or info.get("XML:com.adobe.xmp"))
     photoshop = info.get("photoshop")
-    iptc = photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else None
+    iptc = _bytes(photoshop.get(IPTC_RESOURCE)) if isinstance(photoshop, dict) else None
     texts: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if image.format == "PNG":
         found = getattr(image, "text", {})
         texts = {str(key): str(value) for key, value in found.items() if not _DISGUISED.match(str(key))}
-        for key, value in found.items():
-            if str(key).lower() == "raw profile type iptc":
-                iptc = from_raw_profile(str(value))
+        raw = {str(key).lower(): from_raw_profile(str(value)) for key, value in found.items() if _RAW.match(str(key))}
+        for name, data in raw.items():
+            kind = name.removeprefix("raw profile type ")
+            if kind in ("exif", "app1") and data is not None and not data.startswith(_XMP_HEAD):
+                block = block or data
+            elif kind in ("xmp", "app1") and data is not None:
+                xmp = xmp or data.removeprefix(_XMP_HEAD)
+            elif kind in ("iptc", "8bim") and data is not None:
+                iptc = iptc or (iptc_of(data) if data.startswith(b"8BIM") else data)
+            elif kind in ("icc", "icm") and data is not None:
+                icc = icc or data
+            else:
+                notes += (f"a raw profile ({kind[:20]}) was left out",)
     elif "comment" in info:
         comment = info["comment"]
         texts = {"Comment": _decoded(comment) if isinstance(comment, bytes) else str(comment)}
-    resolution = valid_dpi(info.get("dpi"))
-    return Metadata(
-        icc=_bytes(info.get("icc_profile")),
-        exif=(_bytes(block) or b"").removeprefix(b"Exif\0\0") or None,
-        xmp=_bytes(xmp),
-        iptc=_bytes(iptc),
-        dpi=resolution or exif_dpi(_bytes(block)),
-        text=tuple(texts.items()),
-    )
+    block = (block or b"").removeprefix(b"Exif\0\0") or None
+    meta = Metadata(icc, block, xmp, iptc, valid_dpi(info.get("dpi")) or exif_dpi(block), tuple(texts.items()))
+    return meta, notes
 
 
 def _bytes(value: object) -> bytes | None:

@@ -5,6 +5,7 @@ Follows the PNG specification, third edition (APNG included).
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -18,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from core.metadata.carried import Metadata
+from core.errors import UnreadableImage
+from core.metadata.carried import MAX_BLOCK, Metadata
 from core.metadata.iptc import raw_profile
-from core.picture import Scan
+from core.picture import Pixels, Scan
 from core.pixels import colour
 from core.pixels.bands import Bands, Samples, in_rows
 
@@ -136,25 +138,73 @@ def without_pixels(stream: BinaryIO) -> bytes:
     return b"".join(parts)
 
 
+def whole(stream: BinaryIO) -> tuple[BinaryIO, tuple[str, ...]]:
+    """The same PNG without ancillary chunks whose checksum is wrong, and a note: only critical ones must be whole.
+
+    Raises:
+        UnreadableImage: an iPhone's own kind of PNG.
+    """
+    stream.seek(len(_SIGNATURE))
+    wrong: list[tuple[int, int]] = []
+    at = len(_SIGNATURE)
+    while len(start := stream.read(8)) == 8:
+        length, name = int.from_bytes(start[:4], "big"), start[4:]
+        if name == b"CgBI":
+            raise UnreadableImage(
+                "this is an iPhone's own kind of PNG (CgBI), which no other reader knows: convert it with Xcode's "
+                "pngcrush -revert-iphone-optimizations, or open it on a Mac and save it"
+            )
+        if name[0] & 0x20 and name != b"fdAT" and length <= MAX_BLOCK:
+            checked = stream.read(length + 4)
+            if len(checked) == length + 4 and zlib.crc32(checked[:-4], zlib.crc32(name)) != int.from_bytes(
+                checked[-4:], "big"
+            ):
+                wrong.append((at, at + 12 + length))
+        at += 12 + length
+        stream.seek(at)
+    stream.seek(0)
+    if not wrong:
+        return stream, ()
+    data = bytearray(stream.read())
+    for begin, end in reversed(wrong):
+        del data[begin:end]
+    return io.BytesIO(bytes(data)), (f"{len(wrong)} chunks of metadata are damaged and were left out",)
+
+
+def grey_key(image: Image.Image, head: bytes) -> tuple[Pixels, Pixels] | None:
+    """Greys (h, w, 1) and alpha (h, w) of a PNG of 1, 2 or 4 bits with a transparent grey (tRNS), or None.
+
+    Pillow compares that grey, which counts in the file's bits, with greys that it has spread to eight.
+
+    Args:
+        image: as Pillow has loaded it.
+        head: first bytes of the file.
+    """
+    key = image.info.get("transparency")
+    bits = head[24] if len(head) > 25 else 8
+    if head[25:26] != b"\0" or bits >= 8 or not isinstance(key, int):
+        return None
+    values = np.asarray(image.convert("L"))
+    return values[:, :, None], np.where(values == key * 255 // ((1 << bits) - 1), 0, 255).astype(np.uint8)
+
+
 def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:
-    """The frames of an animation of sixteen bits, as they are shown.
+    """The frames of an animation, as they are shown.
 
     Yields:
-        (height, width, 2 or 4) uint16, the last channel alpha.
+        (height, width, 2 or 4) uint8 or uint16, the last channel alpha.
 
     Raises:
         ValueError: a frame does not lie in the picture, or is damaged.
     """
-    import imagecodecs
-
     canvas: npt.NDArray[Any] | None = None
     header = shared = control = b""
     parts: list[memoryview] = []
     for name, content in _chunks(data):
         if name == b"IHDR":
             header = bytes(content)
-        elif name == b"tRNS":
-            shared = _chunk(name, content)
+        elif name in (b"tRNS", b"PLTE"):
+            shared += _chunk(name, content)
         elif name == b"IDAT" and control:  # before the first control, it is the still picture for older software
             parts.append(content)
         elif name == b"fdAT":
@@ -163,16 +213,41 @@ def read_frames(data: bytes) -> Iterator[npt.NDArray[Any]]:
             if parts:
                 # Each frame is a whole PNG but for the header.
                 still = _chunk(b"IHDR", control[4:12] + header[8:]) + shared + _chunk(b"IDAT", b"".join(parts))
-                frame = imagecodecs.png_decode(_SIGNATURE + still + _chunk(b"IEND", b""))
-                frame = frame.reshape(*frame.shape[:2], -1)
-                if frame.shape[2] in (1, 3):
-                    frame = np.dstack([frame, np.full(frame.shape[:2], 65535, np.uint16)])
+                frame = _still(_SIGNATURE + still + _chunk(b"IEND", b""))
                 if canvas is None:
                     width, height = struct.unpack(">II", header[:8])
-                    canvas = np.zeros((height, width, frame.shape[2]), np.uint16)
+                    canvas = np.zeros((height, width, frame.shape[2]), frame.dtype)
                 shown, canvas = _drawn(canvas, frame, control)
                 yield shown
             control, parts = bytes(content), []
+
+
+def durations(data: bytes) -> list[float]:
+    """Milliseconds of each frame of an animation."""
+    found = []
+    for name, content in _chunks(data):
+        if name == b"fcTL" and len(content) >= 24:
+            above, below = struct.unpack_from(">HH", content, 20)
+            found.append(1000 * above / (below or 100))
+    return found
+
+
+def _still(data: bytes) -> npt.NDArray[Any]:
+    """(height, width, 2 or 4) of a single picture, the last channel alpha."""
+    if data[24] == 16:
+        import imagecodecs
+
+        found = imagecodecs.png_decode(data)
+        found = found.reshape(*found.shape[:2], -1)
+        if found.shape[2] in (1, 3):
+            found = np.dstack([found, np.full(found.shape[:2], 65535, np.uint16)])
+        return found
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.load()
+        keyed = grey_key(image, data[:32])
+        if keyed is not None:
+            return np.dstack(keyed)
+        return np.asarray(image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA"))
 
 
 def stated_profile(image: Image.Image, stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
@@ -190,6 +265,8 @@ def stated_profile(image: Image.Image, stream: BinaryIO) -> tuple[bytes | None, 
     gamma = image.info.get("gamma")
     if "srgb" in image.info or not gamma:
         return None, ()
+    if image.mode in ("1", "L", "LA", "I;16"):  # chromaticities say nothing of greys
+        return colour.grey_profile_of_number(1 / gamma), ()
     return colour.profile_of_numbers(image.info.get("chromaticity"), 1 / gamma), ()
 
 
@@ -207,10 +284,11 @@ def _drawn(
     if blend == 0:
         shown[place] = frame
     else:
-        share, rest = frame[:, :, -1:] / 65535, below[:, :, -1:] / 65535  # (h, w, 1)
+        top = np.iinfo(frame.dtype).max
+        share, rest = frame[:, :, -1:] / top, below[:, :, -1:] / top  # (h, w, 1)
         rest = rest * (1 - share)
         mixed = (frame[:, :, :-1] * share + below[:, :, :-1] * rest) / np.maximum(share + rest, 1e-12)
-        shown[place] = np.rint(np.concatenate([mixed, (share + rest) * 65535], axis=2))
+        shown[place] = np.rint(np.concatenate([mixed, (share + rest) * top], axis=2))
     if dispose == 0:
         return shown, shown
     if dispose == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any, BinaryIO
 
 from core.codecs.base import USUAL_QUALITY
@@ -9,6 +10,7 @@ from core.picture import Picture
 
 #: Pixels of a frame; libwebp takes 30 bytes for each when it codes without loss.
 MAX_LOSSLESS_PIXELS = 20_000_000
+_ALPHA = 0x10
 
 
 def canvas_size(head: bytes) -> tuple[int, int]:
@@ -19,6 +21,24 @@ def canvas_size(head: bytes) -> tuple[int, int]:
         bits = int.from_bytes(head[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def with_alpha(stream: BinaryIO) -> BinaryIO:
+    """The same file, marked as transparent: the flag of the container is missing in some that are.
+
+    The decoder gives opaque pixels where there is no transparency after all.
+    """
+    stream.seek(0)
+    head = stream.read(21)
+    stream.seek(0)
+    if head[12:16] != b"VP8X" or head[20] & _ALPHA:
+        return stream
+    data = bytearray(stream.read())
+    stream.seek(0)
+    if not any(name in data for name in (b"ALPH", b"VP8L")):
+        return stream
+    data[20] |= _ALPHA
+    return io.BytesIO(data)
 
 
 def is_lossless(stream: BinaryIO) -> bool:

@@ -5,10 +5,12 @@ Nothing here is ever shown to a user or written to a log: names and texts of str
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field, replace
 
 from core.metadata import exif, geo, ifd
+from core.metadata.iptc import without_places
 from core.metadata.resolution import Dpi, exif_dpi, valid_dpi
 from core.metadata.xmp import corrected_xmp
 
@@ -16,6 +18,10 @@ from core.metadata.xmp import corrected_xmp
 MAX_BLOCK = 4 << 20
 #: Letters of all texts together; more are left out, with a note.
 MAX_TEXT = 1 << 20
+#: Names of texts that say where a picture was taken.
+_PLACE = re.compile(
+    r"gps|latitude|longitude|location|city|country|province|geo:|iptc.*2:(?:26|27|9[025]|10[01])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def for_result(
         size: of the input, upright, (width, height) in pixels.
         out_size: of the result, (width, height) in pixels.
         strip: keep the colour profile only.
-        drop_gps: leave out where the picture was taken.
+        drop_gps: leave out where the picture was taken: coordinates, and places by name.
         keep_size: keep the printed size, with more dots an inch.
 
     Returns:
@@ -101,11 +107,17 @@ def for_result(
         xmp = corrected_xmp(meta.xmp, width, height, drop_gps)
         if xmp is None:
             notes.append("the XMP packet was left out: its places cannot be separated from the rest")
+    iptc, text = meta.iptc, meta.text
+    if drop_gps:
+        text = tuple((key, value) for key, value in text if not _PLACE.search(key))
+        iptc = None if iptc is None else without_places(iptc)
+        if iptc is None and meta.iptc is not None:
+            notes.append("the IPTC records were left out: nothing but places, or these cannot be separated")
     bound = None
     if meta.tiff is not None:
         bound, said = geo.corrected(meta.tiff, size, out_size, drop_gps)
         notes += said
-    return replace(meta, exif=block, xmp=xmp, dpi=dpi, tiff=bound), tuple(notes)
+    return replace(meta, exif=block, xmp=xmp, iptc=iptc, text=text, dpi=dpi, tiff=bound), tuple(notes)
 
 
 def comment_of(meta: Metadata) -> str | None:

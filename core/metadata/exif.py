@@ -81,6 +81,23 @@ def _set_number(block: bytearray, slot: _Slot, order: Order, value: int) -> None
                      *((SHORT, 1, value, 0) if value <= 0xFFFF else (LONG, 1, value)))  # fmt: skip
 
 
+def orientation_of(block: bytes | None) -> int:
+    """What is left to be turned (EXIF 2.32, tag 0x0112), 1 to 8; 1 where nothing is said."""
+    data = (block or b"").removeprefix(b"Exif\0\0")
+    try:
+        order = order_of(data)
+        (first,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, first)
+        for at in range(first + 2, first + 2 + 12 * min(count, MAX_ENTRIES), 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", data, at)
+            if tag == ORIENTATION and number == 1 and kind in (1, SHORT, LONG):
+                (value,) = struct.unpack_from(order + {1: "B", SHORT: "H", LONG: "I"}[kind], data, at + 8)
+                return value if 1 <= value <= 8 else 1
+    except (ValueError, struct.error):
+        pass
+    return 1
+
+
 def corrected(
     block: bytes,
     width: int,

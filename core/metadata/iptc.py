@@ -5,7 +5,9 @@ Follows Adobe's Photoshop image resources (8BIM) and ImageMagick's convention fo
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 
 #: Number of the image resource that holds IPTC records.
 IPTC_RESOURCE = 0x0404
@@ -20,6 +22,16 @@ def photoshop_block(iptc: bytes) -> bytes:
 
 def iptc_of(resources: bytes) -> bytes | None:
     """IPTC records in Photoshop image resources, or None."""
+    return next((content for kind, content in _resources(resources) if kind == IPTC_RESOURCE), None)
+
+
+def has_others(resources: bytes) -> bool:
+    """True when Photoshop image resources hold more than IPTC records and what tells of these and of resolution."""
+    return any(kind not in (IPTC_RESOURCE, 0x0425, 0x03ED, 0x0404) for kind, _ in _resources(resources))
+
+
+def _resources(resources: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of each resource."""
     at = 0
     while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
         (kind,) = struct.unpack_from(">H", resources, at + 4)
@@ -28,10 +40,27 @@ def iptc_of(resources: bytes) -> bytes | None:
         if at + 4 > len(resources):
             break
         (size,) = struct.unpack_from(">I", resources, at)
-        if kind == IPTC_RESOURCE:
-            return resources[at + 4 : at + 4 + size]
+        yield kind, resources[at + 4 : at + 4 + size]
         at += 4 + size + size % 2
-    return None
+
+
+#: Datasets of record 2 that name places: content location, city, sublocation, province, country (IPTC-IIM 4.2).
+_PLACES = frozenset([26, 27, 90, 92, 95, 100, 101])
+
+
+def without_places(records: bytes) -> bytes | None:
+    """IPTC records without those that name places; None when they cannot be told apart, or none is left."""
+    at, kept = 0, bytearray()
+    while at + 5 <= len(records) and records[at] == 0x1C:
+        (size,) = struct.unpack_from(">H", records, at + 3)
+        if size & 0x8000:  # an extended length, which no caption has
+            return None
+        if not (records[at + 1] == 2 and records[at + 2] in _PLACES):
+            kept += records[at : at + 5 + size]
+        at += 5 + size
+    if records[at:].strip(b"\0"):
+        return None
+    return bytes(kept) or None
 
 
 def jpeg_segment(iptc: bytes) -> bytes:
@@ -48,10 +77,12 @@ def raw_profile(iptc: bytes) -> str:
 
 
 def from_raw_profile(value: str) -> bytes | None:
-    """IPTC records in the text "Raw profile type iptc", or None."""
-    parts = value.split()
+    """The bytes of a text "Raw profile type ...": a name of any words, a length, and hexadecimal digits."""
+    found = re.match(r"\s*[^\n]*\n\s*(\d{1,9})\s*\n", value)
+    if found is None:
+        return None
     try:
-        data = bytes.fromhex("".join(parts[2:]))
+        data = bytes.fromhex(value[found.end() :])
     except ValueError:
         return None
-    return iptc_of(data) if data.startswith(b"8BIM") else data or None
+    return data[: int(found[1])] or None

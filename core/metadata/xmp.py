@@ -22,8 +22,51 @@ def corrected_xmp(packet: bytes, width: int, height: int, drop_gps: bool = False
     if 0 <= start < end:
         packet = packet[:start] + packet[end + len(b"</xmp:Thumbnails>") :]
     if drop_gps:
-        packet = re.sub(rb"\s(?:exif|exifEX):GPS\w{1,40}\s{0,9}=\s{0,9}(?:\"[^\"<]*\"|'[^'<]*')", b"", packet)
-        packet = re.sub(rb"<((?:exif|exifEX):GPS\w{1,40})>[^<]*</\1>", b"", packet)
-        if b"GPS" in packet or b"G\0P\0S" in packet:
+        if b"\0" in packet:  # UTF-16 or 32
+            return None
+        packet = _without(packet, _PLACES)
+        if re.search(rb"GPS|[:<\s]" + _PLACES + rb"[\s=>/]", packet):
             return None
     return packet
+
+
+#: Properties that say where a picture was taken or what place it shows (Exif for XMP, IPTC Core and Extension).
+_PLACES = (
+    rb"(?:exif|exifEX|Iptc4xmpExt|Iptc4xmpCore|photoshop|GettyImagesGIFT|mwg-rs|geo|location|digiKam|lr|x|drone-dji|"
+    rb"rdf|apple-fi|mediapro|MicrosoftPhoto|xmpDM):(?:GPS\w{1,40}|City|State|Country|CountryCode|CountryName|Location|"
+    rb"Sublocation|ProvinceState|WorldRegion|LocationId|LocationName|LocationCreated|LocationShown|GPSLatitude|"
+    rb"GpsLatitude|GpsLongitude|GpsLongtitude|lat|long|shotLocation)"
+)
+#: What speaks of a motion photo's video or of a gain map, which are left out.
+_GONE = (
+    rb"(?:G?Camera:(?:MotionPhoto|MicroVideo)\w{0,40}|(?:G?Container):Directory|hdrgm:\w{1,40}|"
+    rb"(?:HDRGainMap|apdi):\w{1,40}|xmpNote:HasExtendedXMP)"
+)
+
+
+def without_others(packet: bytes) -> bytes:
+    """A packet that no longer speaks of the gain map, the video or the further pictures that were behind it."""
+    return _without(packet, _GONE)
+
+
+def _without(packet: bytes, names: bytes) -> bytes:
+    """A packet without properties, whether these are attributes, empty elements or elements with content.
+
+    Elements are cut from their tag to the next end tag of the same name, which is theirs: no property holds itself.
+    """
+    packet = re.sub(rb"\s" + names + rb"\s{0,9}=\s{0,9}(?:\"[^\"<]*\"|'[^'<]*')", b"", packet)
+    found = bytearray()
+    at = 0
+    for start in re.finditer(rb"<(" + names + rb")(?:\s[^<>]{0,1000})?(/?)>", packet):
+        if start.start() < at:
+            continue  # it lay in what was cut
+        end = start.end()
+        if not start[2]:
+            close = packet.find(b"</" + start[1], end)
+            close = packet.find(b">", close) if close >= 0 else -1
+            if close < 0:
+                continue
+            end = close + 1
+        found += packet[at : start.start()]
+        at = end
+    return bytes(found + packet[at:])

@@ -175,6 +175,20 @@ def profile_of_numbers(chromaticities: object, exponent: float) -> bytes | None:
         return None
 
 
+def grey_profile_of_number(exponent: float) -> bytes | None:
+    """A grey profile for a PNG's gAMA; None stands for sRGB, and for a number that makes no sense.
+
+    Args:
+        exponent: of the transfer curve, value to light.
+    """
+    if abs(exponent - 2.2) < 0.05 or not 0.2 < exponent < 6:
+        return None
+    import imagecodecs
+
+    made: bytes = imagecodecs.cms_profile("gray", whitepoint=(*_D65, 1.0), gamma=exponent)
+    return made
+
+
 def _profile(primaries: tuple[float, ...], white: tuple[float, ...], exponent: float | None) -> bytes:
     import imagecodecs
 

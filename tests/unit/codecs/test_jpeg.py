@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+from xml.etree import ElementTree
 
+import imagecodecs
+import numpy as np
 import pytest
 from PIL import Image
 
 import core
 from core.codecs.read import decode
 from tests.unit.pictures import (
+    XMP,
     corners,
     saved,
 )
@@ -51,3 +55,113 @@ def test_scans_without_end() -> None:
     data = flat[:scan] + flat[scan:-2] * 5000 + b"\xff\xd9"
     with pytest.raises(core.UnreadableImage, match="scans"):
         core.upscale(data)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """One segment of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+PLAIN = saved(corners(32, 48), "JPEG", quality=95)
+RIGHT = decode(PLAIN).pixels
+
+
+def test_markers_in_segments_are_no_scans() -> None:
+    for content in (b"\xff\xda" * 300, b"\xff\xd9" * 300):
+        assert np.array_equal(decode(PLAIN[:2] + segment(0xFE, content) + PLAIN[2:]).pixels, RIGHT)
+
+
+@pytest.mark.parametrize("content", [b"JFIF\0", b"JFIF\0\1\1", b""])
+def test_a_short_jfif_segment(content: bytes) -> None:
+    assert np.array_equal(decode(PLAIN[:2] + segment(0xE0, content) + PLAIN[20:]).pixels, RIGHT)
+
+
+def test_fill_bytes_before_markers() -> None:
+    filled = PLAIN.replace(b"\xff\xdb", b"\xff\xff\xff\xdb").replace(b"\xff\xda", b"\xff\xff\xda")
+    assert np.array_equal(decode(filled).pixels, RIGHT)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_missing_end_marker_alone_is_no_damage(progressive: bool) -> None:
+    data = saved(corners(32, 48), "JPEG", quality=95, progressive=progressive)
+    assert np.array_equal(decode(data[:-2]).pixels, decode(data).pixels)
+    with pytest.raises(core.UnreadableImage, match="damaged"):
+        decode(data[: -len(data) // 6])
+
+
+def motion_photo(video: bytes = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 90 + b"\xff\xda" * 900) -> bytes:
+    """A still with a video behind it, as phones write them."""
+    packet = XMP.replace(
+        b"<rdf:Description ", b'<rdf:Description GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="9" '
+    )
+    return PLAIN[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + PLAIN[20:] + video
+
+
+def test_the_video_of_a_motion_photo_is_left_out_with_its_tags() -> None:
+    picture = decode(motion_photo())
+    assert np.array_equal(picture.pixels, RIGHT)
+    assert any("video" in note for note in picture.notes)
+    assert picture.meta.xmp == XMP
+
+
+def ultra_hdr() -> bytes:
+    """A picture with a gain map behind it (Ultra HDR)."""
+    said = (
+        b'<rdf:Description xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0" '
+        b'xmlns:Container="http://ns.google.com/photos/1.0/container/"><Container:Directory><rdf:Seq><rdf:li>'
+        b'<Container:Item Item:Semantic="GainMap"/></rdf:li></rdf:Seq></Container:Directory>'
+    )
+    packet = XMP.replace(b"<rdf:Description ", said + b"</rdf:Description><rdf:Description ")
+    return PLAIN[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + PLAIN[20:] + PLAIN
+
+
+def test_a_gain_map_goes_with_what_speaks_of_it() -> None:
+    picture = decode(ultra_hdr())
+    assert any("gain map" in note for note in picture.notes)
+    assert picture.meta.xmp is not None
+    assert b"hdrgm:Version" not in picture.meta.xmp
+    assert b"GainMap" not in picture.meta.xmp
+    assert b"dc:title" in picture.meta.xmp
+    ElementTree.fromstring(picture.meta.xmp)
+
+
+@pytest.mark.parametrize(
+    ("marker", "content", "word"),
+    [
+        (0xE1, b"FLIR\0" + bytes(40), "FLIR"),
+        (0xE2, b"FPXR\0" + bytes(40), "FlashPix"),
+        (0xEB, b"JP\0\1" + bytes(40), "JUMBF"),
+        (0xE5, b"Samsung" + bytes(40), "APP5"),
+    ],
+)
+def test_segments_that_are_left_out_are_named(marker: int, content: bytes, word: str) -> None:
+    picture = decode(PLAIN[:20] + segment(marker, content) + PLAIN[20:])
+    assert any(word in note for note in picture.notes)
+    assert np.array_equal(picture.pixels, RIGHT)
+
+
+def test_twelve_bits() -> None:
+    values = (corners(32, 48).astype(np.uint16) << 4) | 7
+    data = imagecodecs.jpeg8_encode(values, 98, bitspersample=12, subsampling="444")
+    header, picture = core.probe(data), decode(data)
+    assert header.bits == 12
+    assert picture.pixels.dtype == np.uint16
+    assert np.abs(picture.pixels / 65535 - values / 4095).max() < 0.01
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_lossless(bits: int) -> None:
+    values = (np.arange(32 * 48).reshape(32, 48) * 41 % (1 << bits)).astype(np.uint8 if bits == 8 else np.uint16)
+    picture = decode(imagecodecs.ljpeg_encode(values, bitspersample=bits))
+    top = 255 if bits == 8 else 65535
+    assert np.array_equal(picture.pixels[:, :, 0], values.astype(np.uint64) * top // ((1 << bits) - 1))
+
+
+def test_kinds_that_are_not_read_are_named() -> None:
+    with pytest.raises(core.UnreadableImage, match="hierarchical"):
+        core.probe(PLAIN.replace(b"\xff\xc0", b"\xff\xc5", 1))
+
+
+def test_a_jpeg_is_no_longer_than_libjpeg_reads() -> None:
+    with pytest.raises(core.OptionsError, match="65500"):
+        core.upscale(saved(Image.new("RGB", (32_751, 1)), "PNG"), core.Options(format="jpeg"))

@@ -14,11 +14,15 @@ from PIL import Image, ImageCms
 
 import core
 from core.codecs.read import decode, pages
+from core.metadata.iptc import photoshop_block
 from tests.unit import profiles
 from tests.unit.pictures import (
+    XMP,
     Array,
     animated,
     corners,
+    full_exif,
+    iptc_records,
     png_chunk,
     saved,
 )
@@ -171,3 +175,130 @@ def test_a_damaged_animation_of_sixteen_bits_is_unreadable_or_whole() -> None:
                 assert all(picture.pixels.shape[:2] == (5, 6) for picture in pages(damaged))
             except core.InputError:
                 continue
+
+
+def png(header: tuple[int, ...], rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG of width, height, bits and colour type, with chunks between header and pixels."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
+    end = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + end
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_counts_in_the_file_s_bits(bits: int) -> None:
+    top = (1 << bits) - 1
+    values = np.arange(8) * top // 7
+    packed = "".join(f"{value:0{bits}b}" for value in values)
+    row = b"\0" + bytes(int(packed[at : at + 8], 2) for at in range(0, len(packed), 8))
+    data = png((8, 1, bits, 0), row, png_chunk(b"tRNS", struct.pack(">H", int(values[3]))))
+    picture = decode(data)
+    assert picture.alpha is not None
+    assert np.array_equal(picture.pixels[0, :, 0], values * 255 // top)
+    assert np.array_equal(picture.alpha[0] == 0, values == values[3])
+
+
+def test_only_critical_chunks_must_be_whole() -> None:
+    row = b"\0" + bytes(range(6))
+    good = png((2, 1, 8, 2), row, png_chunk(b"gAMA", struct.pack(">I", 45_455)))
+    bad = bytearray(good)
+    bad[bad.index(b"gAMA") + 8] ^= 1
+    picture = decode(bytes(bad))
+    assert np.array_equal(picture.pixels, decode(good).pixels)
+    assert any("damaged" in note for note in picture.notes)
+    bad = bytearray(good)
+    bad[bad.index(b"IDAT") + 8] ^= 1
+    with pytest.raises(core.UnreadableImage):
+        decode(bytes(bad))
+
+
+def test_an_iphone_s_png_is_named() -> None:
+    data = png((2, 1, 8, 2), bytes(7))
+    data = data[:8] + png_chunk(b"CgBI", bytes(4)) + data[8:]
+    with pytest.raises(core.UnreadableImage, match="iPhone"):
+        core.probe(data)
+
+
+def test_gamma_of_grey_becomes_a_grey_profile(lanczos: None) -> None:
+    row = b"\0" + bytes([55] * 16)
+    data = png((16, 8, 8, 0), row * 8, png_chunk(b"gAMA", struct.pack(">I", 100_000)))
+    result = core.upscale(data)
+    icc = decode(result.data or b"").meta.icc
+    assert icc is not None
+    assert icc[16:20] == b"GRAY"
+    assert (result.data or b"")[25] == 0  # a grey PNG still
+    other = core.upscale(data, core.Options(format="webp"))  # which converts
+    assert abs(int(decode(other.data or b"").pixels[8, 16, 0]) - 128) <= 1
+
+
+def test_greys_with_a_profile_for_colours_become_colours(lanczos: None) -> None:
+    data = saved(corners(channels=1), "TIFF", icc_profile=profiles.rgb_profile(DISPLAY_P3))
+    result = core.upscale(data, core.Options(format="png"))
+    assert (result.data or b"")[25] == 2  # libpng takes no such profile in a grey PNG
+    assert decode(result.data or b"").meta.icc == profiles.rgb_profile(DISPLAY_P3)
+
+
+def raw_profile(name: str, content: bytes) -> bytes:
+    """The text chunk that ImageMagick writes."""
+    text = f"\n{name}\n{len(content):8d}\n{content.hex()}\n"
+    key = f"Raw profile type {name.split()[0]}".encode()
+    return png_chunk(b"zTXt", key + b"\0\0" + zlib.compress(text.encode()))
+
+
+@pytest.mark.parametrize("name", ["exif", "APP1"])
+def test_raw_profiles_come_back_byte_for_byte(name: str) -> None:
+    row = b"\0" + bytes(range(6))
+    block = full_exif(">", 1)
+    picture = decode(png((2, 1, 8, 2), row, raw_profile(name, b"Exif\0\0" + block)))
+    assert picture.meta.exif == block
+    assert not picture.meta.text
+    for raw in (raw_profile("xmp", XMP), raw_profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP)):
+        assert decode(png((2, 1, 8, 2), row, raw)).meta.xmp == XMP
+    for wrapped in (raw_profile("IPTC profile", photoshop_block(iptc_records())), raw_profile("iptc", iptc_records())):
+        assert decode(png((2, 1, 8, 2), row, wrapped)).meta.iptc == iptc_records()
+    odd = decode(png((2, 1, 8, 2), row, raw_profile("mystery", b"abc")))
+    assert any("mystery" in note for note in odd.notes)
+
+
+def apng(frames: list[tuple[Array, int, int]]) -> bytes:
+    """An animation of RGBA frames at the top left, each with its disposal and blending."""
+    height, width = frames[0][0].shape[:2]
+    out = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
+    out += png_chunk(b"acTL", struct.pack(">II", len(frames), 0))
+    sequence = 0
+    for index, (values, disposal, blend) in enumerate(frames):
+        size = values.shape[1], values.shape[0]
+        out += png_chunk(b"fcTL", struct.pack(">IIIIIHHBB", sequence, *size, 0, 0, 1, 10, disposal, blend))
+        rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+        sequence += 1
+        out += png_chunk(b"IDAT", rows) if not index else png_chunk(b"fdAT", struct.pack(">I", sequence) + rows)
+        sequence += bool(index)
+    return b"\x89PNG\r\n\x1a\n" + out + png_chunk(b"IEND", b"")
+
+
+def flat(*colour: int, size: tuple[int, int] = (4, 4)) -> Array:
+    return np.full((*size, 4), colour, np.uint8)
+
+
+def test_half_transparent_frames_are_blended() -> None:
+    clear, half, red = flat(0, 0, 0, 0), flat(0, 0, 255, 128), flat(255, 0, 0, 255)
+    [_, mixed] = pages(apng([(red, 0, 0), (half, 0, 1)]))
+    assert mixed.alpha is not None
+    assert mixed.pixels[0, 0].tolist() == [127, 0, 128]
+    assert mixed.alpha[0, 0] == 255
+    [_, alone] = pages(apng([(clear, 0, 0), (half, 0, 1)]))
+    assert alone.alpha is not None
+    assert (alone.pixels[0, 0].tolist(), alone.alpha[0, 0]) == ([0, 0, 255], 128)
+    [_, replaced] = pages(apng([(red, 0, 0), (half, 0, 0)]))
+    assert replaced.alpha is not None
+    assert replaced.alpha[0, 0] == 128
+
+
+def test_disposals_of_an_animated_png() -> None:
+    green, red, dot = flat(0, 255, 0, 255), flat(255, 0, 0, 255), flat(1, 2, 3, 255, size=(1, 1))
+    found = list(pages(apng([(green, 0, 0), (red, 2, 1), (dot, 0, 1)])))
+    assert found[2].pixels[2, 2].tolist() == [0, 255, 0]
+    assert found[2].pixels[0, 0].tolist() == [1, 2, 3]
+    for disposal in (1, 2):  # "previous" of the first frame means the empty canvas
+        [_, last] = pages(apng([(green, disposal, 0), (dot, 0, 1)]))
+        assert last.alpha is not None
+        assert last.alpha[2, 2] == 0

@@ -7,8 +7,8 @@ import struct
 
 import core
 from core.formats import FORMATS
-from core.metadata.carried import Metadata, bounded
-from tests.unit.pictures import corners, full_exif, opened, saved, with_everything
+from core.metadata.carried import Metadata, bounded, for_result
+from tests.unit.pictures import XMP, corners, full_exif, iptc_records, opened, saved, with_everything
 
 
 def test_blocks_that_are_too_large_are_left_out_and_told() -> None:
@@ -51,3 +51,25 @@ def test_markup_and_control_characters_stay_in_the_file() -> None:
     assert "script" not in told
     png = opened(core.upscale(data, core.Options(format="png")).data)
     assert png.info["Comment"] == nasty
+
+
+def test_without_places_nothing_names_them() -> None:
+    records = iptc_records()
+    for dataset, value in ((90, b"Paris"), (92, b"Rue de Test"), (101, b"France")):
+        records += bytes([0x1C, 2, dataset]) + struct.pack(">H", len(value)) + value
+    packet = XMP.replace(
+        b"<dc:title>",
+        b"<photoshop:City>Paris</photoshop:City><Iptc4xmpExt:LocationCreated><rdf:Bag><rdf:li>"
+        b"<Iptc4xmpExt:City>Paris</Iptc4xmpExt:City></rdf:li></rdf:Bag></Iptc4xmpExt:LocationCreated><dc:title>",
+    ).replace(b"tiff:Orientation", b'photoshop:Country="France" tiff:Orientation')
+    texts = (("exif:GPSLatitude", "48/1"), ("City", "Paris"), ("Title", "kept"))
+    before = Metadata(xmp=packet, iptc=records, text=texts)
+    after, _ = for_result(before, (20, 12), (40, 24), drop_gps=True)
+    assert after.text == (("Title", "kept"),)
+    assert after.iptc == iptc_records()
+    assert after.xmp is not None
+    assert b"title" in after.xmp
+    for word in (b"Paris", b"France", b"GPS"):
+        assert word not in after.xmp
+    kept, _ = for_result(before, (20, 12), (40, 24))
+    assert (kept.text, kept.iptc) == (texts, records)
