@@ -322,7 +322,7 @@ def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture |
 
 def _serve(descriptor: int) -> None:
     """Fork for each pair of descriptors that arrives, until the other end is closed."""
-    import pyvips  # type: ignore[import-untyped]  # noqa: F401 - starts no threads, which would not survive a fork
+    import pyvips  # noqa: F401 - starts no threads, which would not survive a fork
     import tifffile  # noqa: F401
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, ImageCms, PngImagePlugin, WebPImagePlugin  # noqa: F401
 

@@ -40,7 +40,7 @@ def open_vips(stream: BinaryIO, format: str, height: int, width: int) -> Bands:
         channels, dtype = int(image.bands), _TYPES[image.format]
 
     def read() -> Iterator[Samples]:
-        import pyvips  # type: ignore[import-untyped]
+        import pyvips
 
         with decoder_errors():
             image, source = _image(stream, format)
