@@ -186,8 +186,12 @@ def _run(
         progress(done, total)
     computed, busy = 0, 0.0
     jobs = _windows(bands, tile_rows, layers)
-    for tile, parts in _infer_all(model, jobs, plan, total - done):
-        start = time.perf_counter()
+    made = _infer_all(model, jobs, plan, total - done)
+    while True:
+        start = time.perf_counter()  # tiles that are computed side by side are waited for here
+        tile, parts = next(made, (None, ()))
+        if tile is None:
+            break
         for part in parts:
             busy += time.perf_counter() - start
             yield part

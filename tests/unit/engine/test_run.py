@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from core.codecs.read import decode
 from core.engine import load, run
 from core.engine.load import Model
 from core.engine.onnx import Network
-from core.engine.plan import UpscalePlan, make_plan
+from core.engine.plan import UpscalePlan, make_plan, operations
 from core.engine.run import upscale_strips
 from core.engine.tiling import tile_rows
 from core.picture import Pixels
@@ -237,3 +238,27 @@ def test_cancelling_stops_between_tiles() -> None:
     with pytest.raises(core.Cancelled):
         core.upscale(Path("samples/astronaut.jpg"), core.Options(tile=128), progress=stop_after_two)
     assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 2])
+def test_the_rate_that_is_learned_is_that_of_the_whole_run(
+    at_once: int, small_compact: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where tiles are computed on other threads, while this one waits."""
+    learned: list[float] = []
+    monkeypatch.setattr(run, "learn_rate", lambda spec, device, rate, deep: learned.append(rate))
+
+    def slow(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        time.sleep(0.05)
+        return np.zeros((1, 3, 2 * x.shape[2], 2 * x.shape[3]), np.float32)
+
+    pixels = noise(300, 300)
+    plan = make_plan(small_compact.spec, 2, exact=True, tile=100)
+    start = time.perf_counter()
+    for _ in upscale_strips(replace(small_compact, net=slow, at_once=at_once), pixels, plan):
+        pass
+    seconds = time.perf_counter() - start
+    computed = sum(t.rows.size * t.columns.size for row in tile_rows(300, 300, 100, plan.halo, 1) for t in row)
+    [rate] = learned
+    assert 0.9 * seconds <= computed * operations(small_compact.spec, plan) / rate * 1.5
+    assert computed * operations(small_compact.spec, plan) / rate <= seconds
