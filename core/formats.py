@@ -94,6 +94,62 @@ def sniff(head: bytes) -> str | None:
     return "bmp" if head.startswith(b"BM") else None
 
 
+#: First bytes, at an offset, of kinds that are not read, and what each is.
+_UNREAD = (
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"#?R", "Radiance HDR"),
+    (0, b"DDS ", "DDS"),
+    (0, b"\0\0\1\0", "Windows icon"),
+    (0, b"\0\0\2\0", "Windows cursor"),
+    (0, b"icns", "Apple icon"),
+    (0, b"qoif", "QOI"),
+    (0, b"gimp xcf", "GIMP"),
+    (0, b"SIMPLE  =", "FITS"),
+    (128, b"DICM", "DICOM"),
+    (0, b"\x1aE\xdf\xa3", "Matroska or WebM video"),
+    (0, b"RIFF", "RIFF (AVI or WAV)"),
+    (0, b"PK\3\4", "ZIP"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "XML (SVG, perhaps)"),
+    (0, b"<!DOCTYPE html", "HTML"),
+    (0, b"<html", "HTML"),
+    (0, b"version https://git-lfs", "Git LFS pointer"),
+)
+_RAW = (
+    (0, b"FUJIFILMCCD-RAW"),
+    (0, b"IIRO"),
+    (0, b"IIRS"),
+    (0, b"MMOR"),
+    (0, b"IIU\0"),
+    (0, b"FOVb"),
+    (4, b"ftypcrx "),
+)
+_RAW_SUFFIXES = "RAF, ORF, RW2, X3F, CR3"
+
+
+def unread(head: bytes) -> str:
+    """Why a file that `sniff` does not know is not read, and the way out."""
+    if any(head[at : at + len(start)] == start for at, start in _RAW):
+        return f"this is a camera's raw file ({_RAW_SUFFIXES} or the like): develop it first, to TIFF or JPEG"
+    kind = next((kind for at, start, kind in _UNREAD if head[at : at + len(start)] == start), None)
+    if kind is None and head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace():
+        kind = "Netpbm"
+    if kind is None and head[4:8] == b"ftyp":
+        kind = "MP4 or QuickTime video"
+    if kind is None:
+        return f"not a picture that can be read: give {READABLE}"
+    return f"{kind} files are not read: save it as {READABLE}"
+
+
 def check_declared(format: str, declared: str | None) -> None:
     """Refuse a file that is not what it came as.
 

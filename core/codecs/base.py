@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 #: Where nobody asks for another, in all lossy formats.
 USUAL_QUALITY = 95
+_ROWS = 64  # at a time, where a conversion needs wider numbers
 
 
 @contextmanager
@@ -68,12 +69,22 @@ def without_alpha(values: Pixels) -> tuple[Pixels, Pixels | None]:
     return values, None
 
 
-def to_16_bits(values: Pixels, bits: int) -> Pixels:
-    """uint16 of fewer bits, such as 10, over the whole range."""
+def to_16_bits(values: Pixels, bits: int, out: Pixels | None = None) -> Pixels:
+    """uint16 of fewer bits, such as 10, over the whole range.
+
+    Args:
+        values: of any shape, uint16.
+        bits: that are in use.
+        out: where to put them: `values` itself, where nobody else needs these; None makes a new array.
+    """
     if bits == 16:
         return np.ascontiguousarray(values)
     top = (1 << bits) - 1
-    return (np.minimum(values, top).astype(np.uint32) * 65535 // top).astype(np.uint16)
+    found = np.empty(values.shape, np.uint16) if out is None else out
+    for row in range(0, len(values), _ROWS):
+        part = np.minimum(values[row : row + _ROWS], top).astype(np.uint32)
+        found[row : row + _ROWS] = part * 65535 // top
+    return found
 
 
 def upright(values: Pixels, orientation: int) -> Pixels:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from core.codecs.base import Source, decoder_errors
 from core.errors import TooLarge, UnreadableImage, describe
-from core.formats import READABLE, sniff
+from core.formats import READABLE, sniff, unread
 from core.limits import Limits
 from core.picture import Picture, Probe, Scan
 
@@ -50,7 +50,7 @@ def open_source(source: Source, limits: Limits) -> Iterator[tuple[Probe, Callabl
             raise TooLarge(f"the input is over the limit of {limits.input_bytes:,} bytes")
         format = sniff(head)
         if format is None:
-            raise UnreadableImage(f"not a picture that can be read: give {READABLE}")
+            raise UnreadableImage(unread(head))
         with decoder_errors():
             if format == "tiff":
                 from core.codecs import tiff

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from core.codecs.base import decoder_errors, to_16_bits, without_alpha
+from core.errors import UnreadableImage
 from core.limits import Limits, check_held, check_size
 from core.metadata.carried import Metadata, bounded
 from core.metadata.resolution import exif_dpi
@@ -28,6 +29,8 @@ def open_heif(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Calla
 
     pi_heif.options.THUMBNAILS = False
     file = pi_heif.open_heif(stream, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    if not len(file):
+        raise UnreadableImage("this HEIF holds a sequence and no still picture: take a frame of it, with ffmpeg")
     width, height = file.size
     check_size(width, height, 1, limits)
     others = len(file) - 1
@@ -46,7 +49,7 @@ def open_heif(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Calla
                 raise ValueError("not the pixels that its header says")
             values = values.reshape(height, width, -1)
             if depth > 8:  # 10 or 12 bits
-                values = to_16_bits(values, depth)
+                values = to_16_bits(values, depth, out=values)
             picture = _picture(values, layers, info, others)
             file = None  # its pixels would be held for as long as the picture is worked on
         yield picture

@@ -6,7 +6,6 @@ Sizes and numbers of frames are known before Pillow allocates anything for them.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,25 +14,22 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import BmpImagePlugin, Image, PngImagePlugin
 
-from core.codecs import bmp, gif, jpeg, png, streams, webp
+from core.codecs import bmp, gif, isobmff, jpeg, pillow_metadata, png, streams, webp
 from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
 from core.errors import TooLarge, UnreadableImage
 from core.formats import FORMATS, READ_FORMATS
 from core.limits import Limits, check_held, check_size
 from core.metadata.carried import Metadata, bounded
 from core.metadata.exif import orientation_of
-from core.metadata.iptc import IPTC_RESOURCE, from_raw_profile, iptc_of
-from core.metadata.resolution import exif_dpi, valid_dpi
+from core.metadata.resolution import valid_dpi
 from core.metadata.xmp import without_others
 from core.picture import Picture, Pixels, Probe, Scan, held
 from core.pixels import colour
 from core.pixels.bands import mirrored
 
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/"
-_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-_RAW = re.compile(r"raw profile type ", re.IGNORECASE)
-#: Texts of a PNG that are separate blocks in disguise.
-_DISGUISED = re.compile(r"xml:com\.adobe\.xmp$|raw profile type ", re.IGNORECASE)
+#: Where the orientation of an AVIF is kept beside what Pillow found.
+_TURNED = "irot and imir"
 
 
 def open_image(
@@ -56,6 +52,7 @@ def open_image(
     frames = 0
     screen: gif.Screen | None = None
     checked: jpeg.Checked | None = None
+    primary: isobmff.Primary | None = None
     notes: list[str] = []
     if format == "gif":
         screen = gif.measure(stream, limits)
@@ -72,6 +69,11 @@ def open_image(
         checked = jpeg.check(stream)
         stream = io.BytesIO(checked.header)
         notes += checked.notes
+    elif format == "avif":
+        primary = isobmff.read(stream.read())
+        stream.seek(0)
+        if primary.crop_at:
+            stream = io.BytesIO(isobmff.without_crop(stream.read(), primary))
     elif format == "png":
         stream, said = png.whole(stream)
         notes += said
@@ -81,11 +83,16 @@ def open_image(
     frames = frames or (1 if format == "jpeg" else int(getattr(image, "n_frames", 1)))
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
+    if primary and primary.still:
+        image.info[_TURNED] = orientation_of(image.info.get("exif"))  # what irot and imir say, by Pillow
+        image.info["exif"] = primary.exif or b""
     width, height = (screen.width, screen.height) if screen else image.size
-    if orientation_of(_metadata(image)[0].exif) >= 5:
+    if primary and primary.crop and frames == 1:
+        width, height = primary.crop.width, primary.crop.height
+    if _orientation(image) >= 5:
         width, height = height, width
     check_size(width, height, frames, limits)
-    bits = checked.bits if checked else _bits(format, head)
+    bits = checked.bits if checked else primary.bits if primary else _bits(format, head)
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
@@ -126,7 +133,8 @@ def open_image(
                     jpeg.refuse_truncated(checked, np.asarray(image))
                 later, samples = index > first, None if drawn is None else next(drawn)
                 duration = durations[index - first] if durations else image.info.get("duration", 0.0)
-                picture = _picture(image, format, head, stream, samples, later, plays is not None, duration)
+                crop = primary.crop if primary and frames == 1 else None
+                picture = _picture(image, format, head, stream, samples, later, plays is not None, duration, crop)
                 if picture.pixels.shape[:2] != (height, width):
                     raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
                 picture = replace(picture, notes=(*notes, *picture.notes))
@@ -186,13 +194,14 @@ def _open_bmp(
 
 
 def _bits(format: str, head: bytes) -> int:
-    """Bits of a channel of a PNG or AVIF, from its header; 8 for all others."""
-    if format == "png":
-        return 16 if head[24:25] == b"\x10" else 8
-    at = head.find(b"av1C") + 6  # AV1 codec configuration record
-    if format != "avif" or at < 6 or at >= len(head) or not head[at] & 0x40:
-        return 8
-    return 12 if head[at] & 0x20 else 10
+    """Bits of a channel of a PNG, from its header; 8 for all others."""
+    return 16 if format == "png" and head[24:25] == b"\x10" else 8
+
+
+def _orientation(image: Image.Image) -> int:
+    """What is left to be turned: by the file's own word where the format has one, else by EXIF, never by XMP."""
+    turned = image.info.get(_TURNED)
+    return turned if isinstance(turned, int) else orientation_of(pillow_metadata.found(image)[0].exif)
 
 
 def _plays(image: Image.Image, format: str) -> int:
@@ -210,7 +219,7 @@ def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked
         "png": not image.info.get("interlace") and not few,
         "bmp": streams.is_plain_bmp(image),
     }
-    return kinds.get(format, False) and orientation_of(_metadata(image)[0].exif) <= 2
+    return kinds.get(format, False) and _orientation(image) <= 2
 
 
 def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
@@ -219,7 +228,7 @@ def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
     if format == "png":
         image = Image.open(io.BytesIO(png.without_pixels(stream)))
         image.load()  # what comes after the pixels, such as texts
-    orientation = orientation_of(_metadata(image)[0].exif)
+    orientation = _orientation(image)
     if orientation > 2:
         return None
     if isinstance(image, BmpImagePlugin.BmpImageFile):
@@ -240,9 +249,10 @@ def _picture(
     later: bool,
     animated: bool,
     duration: object,
+    crop: isobmff.Crop | None,
 ) -> Picture:
     """A loaded image as a picture, with the pixels that were drawn without Pillow where there are such."""
-    orientation = orientation_of(_metadata(image)[0].exif)
+    orientation = _orientation(image)
     duration = duration if animated else 0.0
     pixels: Pixels
     alpha: Pixels | None = None
@@ -252,11 +262,14 @@ def _picture(
     elif format == "png" and (keyed := png.grey_key(image, head)) is not None:
         pixels, alpha = keyed
     elif image.mode == "CMYK":
-        pixels, converted = colour.cmyk_to_rgb(np.asarray(image), bounded(_metadata(image)[0])[0].icc)
+        pixels, converted = colour.cmyk_to_rgb(np.asarray(image), bounded(pillow_metadata.found(image)[0])[0].icc)
     else:
         pixels, alpha = split(image)
     if format in ("gif", "webp") and not animated and alpha is not None and alpha.min() == 255:
         alpha = None  # it was decoded in case there is some
+    if crop is not None:
+        place = np.s_[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        pixels, alpha = pixels[place], None if alpha is None else alpha[place]
     if animated:
         alpha = np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha
     return Picture(
@@ -285,7 +298,7 @@ def _described(
         later: of an animation, not its first frame.
         converted: notes on a conversion to sRGB, after which the file's profile is no longer that of the pixels.
     """
-    found, lost = _metadata(image)
+    found, lost = pillow_metadata.found(image)
     meta, notes = bounded(found)
     notes += lost
     lossless = format in ("png", "bmp", "gif")
@@ -319,65 +332,16 @@ def _read_deep(data: bytes, format: str, bits: int, frames: int) -> Iterator[Pix
         values = imagecodecs.png_decode(data) if format == "png" else imagecodecs.avif_decode(data)
         if values.dtype != np.uint16 or values.ndim not in (2, 3):
             raise ValueError("not the pixels that its header says")
-        yield to_16_bits(values.reshape(*values.shape[:2], -1), bits)
+        values = values.reshape(*values.shape[:2], -1)
+        yield to_16_bits(values, bits, out=values)
     raise ValueError("it ends before its last frame")
 
 
 def _avif_profile(stream: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
     """A profile for an AVIF that states its colours in code points (ISO/IEC 23008-12, nclx), and notes."""
     stream.seek(0)
-    head = stream.read(1 << 16)
-    at = head.find(b"colrnclx") + 8
-    if not 8 <= at < head.find(b"mdat"):
-        return None, ()
-    return colour.profile_of_code_points(*(int.from_bytes(head[i : i + 2], "big") for i in (at, at + 2)))
-
-
-def _metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
-    """What Pillow found (TIFF: see `core.codecs.tiff`, whose directory holds it all), and notes."""
-    info = image.info
-    block, icc = _bytes(info.get("exif")), _bytes(info.get("icc_profile"))
-    xmp = _bytes(info.get("xmp") or info.get("XML:com.adobe.xmp"))
-    photoshop = info.get("photoshop")
-    iptc = _bytes(photoshop.get(IPTC_RESOURCE)) if isinstance(photoshop, dict) else None
-    texts: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
-    if image.format == "PNG":
-        found = getattr(image, "text", {})
-        texts = {str(key): str(value) for key, value in found.items() if not _DISGUISED.match(str(key))}
-        raw = {str(key).lower(): from_raw_profile(str(value)) for key, value in found.items() if _RAW.match(str(key))}
-        for name, data in raw.items():
-            kind = name.removeprefix("raw profile type ")
-            if kind in ("exif", "app1") and data is not None and not data.startswith(_XMP_HEAD):
-                block = block or data
-            elif kind in ("xmp", "app1") and data is not None:
-                xmp = xmp or data.removeprefix(_XMP_HEAD)
-            elif kind in ("iptc", "8bim") and data is not None:
-                iptc = iptc or (iptc_of(data) if data.startswith(b"8BIM") else data)
-            elif kind in ("icc", "icm") and data is not None:
-                icc = icc or data
-            else:
-                notes += (f"a raw profile ({kind[:20]}) was left out",)
-    elif "comment" in info:
-        comment = info["comment"]
-        texts = {"Comment": _decoded(comment) if isinstance(comment, bytes) else str(comment)}
-    block = (block or b"").removeprefix(b"Exif\0\0") or None
-    meta = Metadata(icc, block, xmp, iptc, valid_dpi(info.get("dpi")) or exif_dpi(block), tuple(texts.items()))
-    return meta, notes
-
-
-def _bytes(value: object) -> bytes | None:
-    if isinstance(value, str):
-        value = value.encode("utf-8", "replace")
-    return value if isinstance(value, bytes) and value else None
-
-
-def _decoded(value: bytes) -> str:
-    value = value.rstrip(b"\0")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    points = isobmff.read(stream.read()).code_points
+    return (None, ()) if points is None else colour.profile_of_code_points(*points)
 
 
 def write(stream: BinaryIO, scans: Iterator[Scan], format: str, quality: int | None, plays: int | None) -> None:
@@ -401,9 +365,10 @@ def write(stream: BinaryIO, scans: Iterator[Scan], format: str, quality: int | N
     if meta.icc is not None:
         extra["icc_profile"] = meta.icc
     if meta.exif is not None:
-        extra["exif"] = b"Exif\0\0" + meta.exif
+        extra["exif"] = b"Exif\0\0" + (isobmff.reserved(meta.exif) if format == "avif" else meta.exif)
     if meta.xmp is not None:
         extra["xmp"] = meta.xmp
+    target = io.BytesIO() if format == "avif" else _Plain(stream)
     if plays is not None:
         durations = [round(first.duration)]
         images = [_image(first)]
@@ -411,11 +376,13 @@ def write(stream: BinaryIO, scans: Iterator[Scan], format: str, quality: int | N
             durations.append(round(picture.duration))
             images.append(_image(picture))
         extra.update(save_all=True, append_images=images[1:], duration=durations, loop=plays)
-        images[0].save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
-        return
-    _image(first).save(_Plain(stream), FORMATS[format], **extra)  # type: ignore[arg-type]
-    for _ in pictures:  # nothing is left, but the generator that counts notes has to end
-        pass
+        images[0].save(target, FORMATS[format], **extra)  # type: ignore[arg-type]
+    else:
+        _image(first).save(target, FORMATS[format], **extra)  # type: ignore[arg-type]
+        for _ in pictures:  # nothing is left, but the generator that counts notes has to end
+            pass
+    if isinstance(target, io.BytesIO):
+        stream.write(isobmff.with_exif(target.getvalue(), meta.exif))
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -6,7 +6,6 @@ Nothing here is ever shown to a user or written to a log: names and texts of str
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field, replace
 
 from core.metadata import exif, geo, ifd
@@ -134,14 +133,4 @@ def exif_with_resolution(meta: Metadata) -> bytes | None:
         return ifd.write_block(ifd.Directory("<", list(ifd.resolution(meta.dpi))))
     if exif_dpi(meta.exif) is not None:
         return meta.exif
-    try:
-        directory = ifd.read_block(meta.exif)
-    except (ValueError, struct.error):
-        return meta.exif
-    kept = [
-        entry
-        for entry in directory.entries
-        if entry.tag not in (ifd.X_RESOLUTION, ifd.Y_RESOLUTION, ifd.RESOLUTION_UNIT)
-    ]
-    directory.entries = kept + list(ifd.resolution(meta.dpi, directory.order))
-    return ifd.write_block(directory)
+    return exif.with_resolution(meta.exif, meta.dpi)

@@ -28,6 +28,7 @@ from core.metadata.ifd import (
     Order,
     order_of,
     rational,
+    resolution,
 )
 
 _WIDTHS, _HEIGHTS = (0x0100, 0xA002), (0x0101, 0xA003)
@@ -142,6 +143,34 @@ def corrected(
         if len(data) - end <= 1:
             del data[start:]
     return bytes(data)
+
+
+def with_resolution(block: bytes, dpi: tuple[float, float]) -> bytes:
+    """A block that states a resolution, in place of any that it had; the same where it is damaged.
+
+    The first directory is written anew behind the block, so that all else stays where maker notes expect it.
+    """
+    try:
+        order = order_of(block)
+        (first,) = struct.unpack_from(order + "I", block, 4)
+        slots, end = _slots(block, first, order)
+    except (ValueError, struct.error):
+        return block
+    at = len(block) + len(block) % 2
+    stated = list(resolution(dpi, order))
+    tags = {entry.tag for entry in stated}
+    kept = [(slot.tag, block[slot.at : slot.at + 12]) for slot in slots if slot.tag not in tags]
+    values = at + 2 + 12 * (len(kept) + len(stated)) + 4
+    tail = b""
+    for entry in stated:
+        value = entry.value.ljust(4, b"\0")
+        if len(value) > 4:
+            value = struct.pack(order + "I", values + len(tail))
+            tail += entry.value
+        kept.append((entry.tag, struct.pack(order + "HHI", entry.tag, entry.type, entry.number) + value))
+    following = block[end : end + 4].ljust(4, b"\0")
+    directory = struct.pack(order + "H", len(kept)) + b"".join(field for _, field in sorted(kept)) + following + tail
+    return block[:4] + struct.pack(order + "I", at) + block[8:].ljust(at - 8, b"\0") + directory
 
 
 def _correct(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 
 
@@ -55,18 +56,21 @@ def _without(packet: bytes, names: bytes) -> bytes:
     Elements are cut from their tag to the next end tag of the same name, which is theirs: no property holds itself.
     """
     packet = re.sub(rb"\s" + names + rb"\s{0,9}=\s{0,9}(?:\"[^\"<]*\"|'[^'<]*')", b"", packet)
+    ends: dict[bytes, list[int]] = {}  # of the end tags, in order, so that the cost stays that of one pass
+    for close in re.finditer(rb"</(" + names + rb")\s{0,9}>", packet):
+        ends.setdefault(close[1], []).append(close.end())
     found = bytearray()
     at = 0
     for start in re.finditer(rb"<(" + names + rb")(?:\s[^<>]{0,1000})?(/?)>", packet):
         if start.start() < at:
             continue  # it lay in what was cut
         end = start.end()
-        if not start[2]:
-            close = packet.find(b"</" + start[1], end)
-            close = packet.find(b">", close) if close >= 0 else -1
-            if close < 0:
+        if not start[2] and not packet.endswith(b"/>", start.start(), end):
+            behind = ends.get(start[1], [])
+            index = bisect.bisect(behind, end)
+            if index == len(behind):
                 continue
-            end = close + 1
+            end = behind[index]
         found += packet[at : start.start()]
         at = end
     return bytes(found + packet[at:])

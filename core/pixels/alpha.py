@@ -200,8 +200,11 @@ def unpremultiply(pixels: Samples, alpha: Samples) -> Samples:
         alpha: (h, w), of the same type.
     """
     top = np.iinfo(pixels.dtype).max
-    whole = np.maximum(alpha[:, :, None], 1).astype(np.float64)
-    divided: Samples = np.minimum(np.rint(pixels * (top / whole)), top).astype(pixels.dtype)
+    divided = np.empty_like(pixels)
+    for start in range(0, len(pixels), _ROWS):
+        rows = slice(start, start + _ROWS)
+        whole = np.maximum(alpha[rows, :, None], 1).astype(np.float64)
+        divided[rows] = np.minimum(np.rint(pixels[rows] * (top / whole)), top)
     return divided
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image, IptcImagePlugin
 
 import core
@@ -15,12 +17,15 @@ from tests.unit import profiles
 from tests.unit.fidelity_inputs import png16
 from tests.unit.pictures import (
     XMP,
+    Array,
     corners,
     deep_ramp,
     iptc_records,
+    motion_photo,
     opened,
     patches,
     saved,
+    ultra_hdr,
     with_everything,
 )
 from tests.unit.profiles import ADOBE_RGB, DISPLAY_P3, SRGB, Space, delta_e, lab
@@ -238,6 +243,68 @@ def several_pages(format: str) -> str:
     return "kept"
 
 
+def gain_map(format: str) -> str:
+    after, result = upscaled(ultra_hdr(saved(corners(), "JPEG")), format)
+    assert told(result, "gain map")
+    assert b"hdrgm:Version" not in (after.meta.xmp or b"")
+    return "left out with its tags, told"
+
+
+def motion(format: str) -> str:
+    after, result = upscaled(motion_photo(saved(corners(), "JPEG")), format)
+    assert told(result, "video")
+    assert b"MotionPhoto" not in (after.meta.xmp or b"")
+    return "left out with its tags, told"
+
+
+def tiff_of(values: Array, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **options)
+    return stream.getvalue()
+
+
+def geotiff(format: str) -> str:
+    places = [(33550, 12, 3, (10.0, 10.0, 0.0), True), (33922, 12, 6, (2.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
+    _, result = upscaled(tiff_of(corners(), photometric="rgb", metadata=None, extratags=places), format)
+    if format != "tiff":
+        assert told(result, "GeoTIFF")
+        return "no place, told"
+    with tifffile.TiffFile(io.BytesIO(result.data or b"")) as file:
+        tags = file.pages[0].tags  # type: ignore[union-attr]
+        assert (tags[33550].value[:2], tags[33922].value[:2]) == ((5, 5), (4, 0))
+    return "kept, corrected"
+
+
+def ome(format: str) -> str:
+    sizes = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    _, result = upscaled(tiff_of(corners(channels=1)[:, :, 0], ome=True, metadata=sizes), format)
+    if format != "tiff":
+        assert told(result, "OME-XML")
+        assert b"PhysicalSize" not in (result.data or b"")
+        return "no place, told"
+    for part in (b'SizeX="40"', b'SizeY="24"', b'PhysicalSizeX="0.25"'):
+        assert part in (result.data or b"")
+    return "kept, corrected"
+
+
+def no_data(format: str) -> str:
+    values = np.linspace(300, 450, 24 * 32, dtype=np.float32).reshape(24, 32)
+    values[4:10, 6:14] = -9999
+    tag = [(42113, 2, 0, "-9999", True)]
+    after, result = upscaled(tiff_of(values, metadata=None, extratags=tag), format)
+    if format == "tiff":
+        numbers = tifffile.imread(io.BytesIO(result.data or b""))
+        assert (numbers[10:18, 14:26] == -9999).all()
+        assert numbers[numbers != -9999].min() > 290
+        return "kept: numbers and holes"
+    assert told(result, "numbers from 300 to 450")
+    if after.alpha is None:
+        assert told(result, "put on white")
+        return "black to white, holes white, told"
+    assert after.alpha[11:17, 15:25].max() < 20  # AVIF has losses
+    return "black to white, holes transparent, told"
+
+
 OUTPUTS: dict[str, Callable[[str], str]] = {
     "Display P3": lambda format: wide_gamut(format, DISPLAY_P3),
     "Adobe RGB": lambda format: wide_gamut(format, ADOBE_RGB),
@@ -252,4 +319,9 @@ OUTPUTS: dict[str, Callable[[str], str]] = {
     "Comment": comment,
     "Animation": animation,
     "Pages": several_pages,
+    "Gain map (Ultra HDR)": gain_map,
+    "Video of a motion photo": motion,
+    "GeoTIFF": geotiff,
+    "OME-XML": ome,
+    "Floats with no data": no_data,
 }

@@ -164,6 +164,31 @@ def with_everything(pixels: Array, format: str = "JPEG", icc: bytes | None = Non
     )
 
 
+def segment(marker: int, content: bytes) -> bytes:
+    """One segment of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def motion_photo(still: bytes) -> bytes:
+    """A still with a video behind it, as phones write them."""
+    video = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 90 + b"\xff\xda" * 900
+    packet = XMP.replace(
+        b"<rdf:Description ", b'<rdf:Description GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="9" '
+    )
+    return still[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + still[20:] + video
+
+
+def ultra_hdr(still: bytes) -> bytes:
+    """A picture with a gain map behind it (Ultra HDR)."""
+    said = (
+        b'<rdf:Description xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0" '
+        b'xmlns:Container="http://ns.google.com/photos/1.0/container/"><Container:Directory><rdf:Seq><rdf:li>'
+        b'<Container:Item Item:Semantic="GainMap"/></rdf:li></rdf:Seq></Container:Directory>'
+    )
+    packet = XMP.replace(b"<rdf:Description ", said + b"</rdf:Description><rdf:Description ")
+    return still[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + still[20:] + still
+
+
 def png_chunk(name: bytes, data: bytes) -> bytes:
     """One PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

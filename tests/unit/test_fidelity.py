@@ -88,6 +88,7 @@ bytes and, but for TIFF, their place in the EXIF block, on which their own offse
 A dash: the format has no such mode, or no common program writes it. What is RGB or grey stays in its own profile on
 the whole way; CMYK and Lab are converted to sRGB. Palettes come out as RGB(A). AVIF of 10 and 12 bits is
 read as such (its animations with 8, told) and written with 8. Animated PNGs of 16 bits keep them.
+Of floats and wide integers a few that lie far off do not set the range: there the steps grow along a curve.
 HEIF is written as JPEG (PNG when it is transparent), GIF as PNG (animated: WebP), unless another format is asked for.
 
 ## Ten awkward pictures, before and after

@@ -15,7 +15,10 @@ from core.codecs.read import decode
 from tests.unit.pictures import (
     XMP,
     corners,
+    motion_photo,
     saved,
+    segment,
+    ultra_hdr,
 )
 
 
@@ -57,11 +60,6 @@ def test_scans_without_end() -> None:
         core.upscale(data)
 
 
-def segment(marker: int, content: bytes) -> bytes:
-    """One segment of a JPEG."""
-    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
-
-
 PLAIN = saved(corners(32, 48), "JPEG", quality=95)
 RIGHT = decode(PLAIN).pixels
 
@@ -89,34 +87,15 @@ def test_a_missing_end_marker_alone_is_no_damage(progressive: bool) -> None:
         decode(data[: -len(data) // 6])
 
 
-def motion_photo(video: bytes = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 90 + b"\xff\xda" * 900) -> bytes:
-    """A still with a video behind it, as phones write them."""
-    packet = XMP.replace(
-        b"<rdf:Description ", b'<rdf:Description GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="9" '
-    )
-    return PLAIN[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + PLAIN[20:] + video
-
-
 def test_the_video_of_a_motion_photo_is_left_out_with_its_tags() -> None:
-    picture = decode(motion_photo())
+    picture = decode(motion_photo(PLAIN))
     assert np.array_equal(picture.pixels, RIGHT)
     assert any("video" in note for note in picture.notes)
     assert picture.meta.xmp == XMP
 
 
-def ultra_hdr() -> bytes:
-    """A picture with a gain map behind it (Ultra HDR)."""
-    said = (
-        b'<rdf:Description xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0" '
-        b'xmlns:Container="http://ns.google.com/photos/1.0/container/"><Container:Directory><rdf:Seq><rdf:li>'
-        b'<Container:Item Item:Semantic="GainMap"/></rdf:li></rdf:Seq></Container:Directory>'
-    )
-    packet = XMP.replace(b"<rdf:Description ", said + b"</rdf:Description><rdf:Description ")
-    return PLAIN[:20] + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet) + PLAIN[20:] + PLAIN
-
-
 def test_a_gain_map_goes_with_what_speaks_of_it() -> None:
-    picture = decode(ultra_hdr())
+    picture = decode(ultra_hdr(PLAIN))
     assert any("gain map" in note for note in picture.notes)
     assert picture.meta.xmp is not None
     assert b"hdrgm:Version" not in picture.meta.xmp

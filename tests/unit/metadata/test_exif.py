@@ -15,6 +15,9 @@ from core.codecs.read import decode
 from core.formats import FORMATS
 from core.metadata import exif, ifd
 from core.metadata.carried import Metadata, exif_with_resolution
+from core.metadata.exif import with_resolution
+from core.metadata.ifd import read_block
+from core.metadata.resolution import exif_dpi
 from tests.unit.pictures import corners, full_exif, saved
 
 ORDERS = ["<", ">"]
@@ -96,3 +99,15 @@ def test_a_block_that_can_be_corrected_but_not_read() -> None:
     for format in FORMATS:
         result = core.upscale(saved(corners(), "PNG", exif=block), core.Options(format=format))
         assert decode(result.data or b"").pixels.shape == (24, 40, 3)
+
+
+def test_a_resolution_is_added_without_moving_anything() -> None:
+    for order in ("<", ">"):
+        block = full_exif(order, 6)
+        after = with_resolution(block, (72.0, 96.0))
+        assert exif_dpi(after) == (72.0, 96.0)
+        assert after[8 : len(block)] == block[8:]  # the old directory is no longer pointed to
+        before, found = read_block(block), read_block(after)
+        assert found.subdirectories == before.subdirectories
+        assert len(found.entries) == len(before.entries)
+    assert with_resolution(b"damaged", (72.0, 72.0)) == b"damaged"

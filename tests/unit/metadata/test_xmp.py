@@ -26,7 +26,9 @@ def test_xmp_without_the_place() -> None:
     assert after is not None
     assert b"GPS" not in after
     assert b"T\xc3\xaftle" in after
-    hidden = XMP.replace(b"<dc:title>", b"<exif:GPSx><rdf:Seq>1</rdf:Seq></exif:GPSx><dc:title>")
+    nested = XMP.replace(b"<dc:title>", b"<exif:GPSx><rdf:Seq>1</rdf:Seq></exif:GPSx><dc:title>")
+    assert corrected_xmp(nested, 40, 24, drop_gps=True) == after
+    hidden = XMP.replace(b"<dc:title>", b"<exif:GPSx><rdf:Seq>1</rdf:Seq><dc:title>")
     assert corrected_xmp(hidden, 40, 24, drop_gps=True) is None
     assert corrected_xmp("<exif:GPSLatitude>".encode("utf-16"), 40, 24, drop_gps=True) is None
 
@@ -37,7 +39,8 @@ def test_xmp_loses_the_thumbnail() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [b"tiff:Orientation=", b" exif:GPSA='", b"<exif:GPSA>", b"<xmp:Thumbnails", b"GPS" * 9]
+    "piece",
+    [b"tiff:Orientation=", b" exif:GPSA='", b"<exif:GPSA>", b"</exif:GPSA><exif:GPSA>", b"<xmp:Thumbnails", b"GPS" * 9],
 )
 def test_a_hostile_packet_costs_no_more_than_its_length(piece: bytes) -> None:
     packet = piece * (MAX_BLOCK // len(piece))
