@@ -24,7 +24,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import jobs, logs, webhook, worker
+from handler import archive, jobs, logs, webhook, worker
 from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
@@ -41,8 +41,9 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
         storage.StorageError, jobs.InvalidId.
     """
     batch_job_id = os.environ.get("AWS_BATCH_JOB_ID")
+    work = archive.run_part if jobs.get(storage, job_id).pictures else worker.run_job
     while True:
-        job = worker.run_job(
+        job = work(
             storage,
             settings,
             job_id,

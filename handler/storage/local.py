@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -40,6 +40,8 @@ from handler.storage.base import (
 #: Where the local HTTP layer answers the links of `LocalStorage`; the token is the query parameter `token`.
 UPLOAD_PATH = "/storage/upload"
 DOWNLOAD_PATH = "/storage/download"
+#: What expires; the lifecycle rules of the template name the same.
+EXPIRING = ("uploads/", "results/", "jobs/")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class LocalStorage:
     write. One key cannot be the folder of another, as it can in S3: the second is an `InvalidKey`.
 
     Names that begin with a dot are ours: `.tmp` (unfinished writes), `.locks`, `.types` (media types that the suffix
-    does not tell), `.secret` (signs links). No key is encoded to such a name.
+    does not tell, and metadata), `.secret` (signs links). No key is encoded to such a name.
 
     Args:
         root: the directory, made if missing.
@@ -110,6 +112,21 @@ class LocalStorage:
             finally:
                 part.unlink(missing_ok=True)
 
+    def download_version(self, key: str, path: Path, etag: str) -> None:
+        """See `Storage`."""
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        with _os_errors(key), self._file(key).open("rb") as source:
+            try:
+                with part.open("xb") as target:
+                    before = _etag(os.fstat(source.fileno()))
+                    shutil.copyfileobj(source, target, 1 << 20)
+                # Also a file that somebody else writes to in its place, which this class never does.
+                if before != _etag(os.fstat(source.fileno())) or etag.strip('"') not in ("", before.strip('"')):
+                    raise Changed(f"{key!r} has changed")
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """See `Storage`."""
         return self._write(key, data, content_type, lambda _: None)
@@ -121,11 +138,11 @@ class LocalStorage:
     def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
         """See `Storage`."""
 
-        def check(now: str | None) -> None:
-            if now is not None:
-                raise Exists(f"{key!r} exists already")
+        return self._write(key, data, content_type, _check_absent(key))
 
-        return self._write(key, data, content_type, check)
+    def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
+        """See `Storage`."""
+        self._write(key, path, content_type, _check_absent(key), metadata)
 
     def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
         """See `Storage`."""
@@ -147,7 +164,8 @@ class LocalStorage:
             status = self._file(key).stat()
             if not stat.S_ISREG(status.st_mode):
                 raise NotFound(f"nothing is stored under {key!r}")
-            return replace(_info(key, status), content_type=self._type(key))
+            content_type, metadata = self._described(key)
+            return replace(_info(key, status), content_type=content_type, metadata=metadata)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Storage`."""
@@ -177,9 +195,12 @@ class LocalStorage:
         return f"{self.base_url}{DOWNLOAD_PATH}?token={token}"
 
     def sweep(self, older_than: datetime) -> int:
-        """See `Storage`. Also removes what killed writers left behind, whatever its age."""
+        """See `Storage`. Also removes what killed writers left behind, whatever its age.
+
+        Only below `EXPIRING`, as in the bucket: other files in the directory are somebody's own.
+        """
         removed = 0
-        for found in self.list(""):
+        for found in (found for prefix in EXPIRING for found in self.list(prefix)):
             if found.modified < older_than:
                 with _os_errors(found.key), self._lock(found.key), suppress(NotFound):
                     if self.head(found.key).etag == found.etag:  # not written again since
@@ -250,7 +271,14 @@ class LocalStorage:
     def _file(self, key: str) -> Path:
         return self.root / _encode(check_key(key))
 
-    def _write(self, key: str, source: bytes | Path, content_type: str, check: Callable[[str | None], None]) -> str:
+    def _write(
+        self,
+        key: str,
+        source: bytes | Path,
+        content_type: str,
+        check: Callable[[str | None], None],
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
         """Write a new version, after `check` has seen the present etag (None: nothing there) and not raised."""
         target = self._file(key)
         with _os_errors(key, writing=True), self._temporary() as temporary:
@@ -273,7 +301,7 @@ class LocalStorage:
                 earliest = 0 if before is None else before.st_mtime_ns + 1000
                 written = max(time.time_ns(), earliest) // 1000 * 1000
                 os.utime(temporary.fileno(), ns=(written, written))
-                self._set_type(key, content_type)
+                self._describe(key, content_type, metadata or {})
                 _rename(Path(temporary.name), target)
                 return _etag(os.fstat(temporary.fileno()))
 
@@ -314,20 +342,22 @@ class LocalStorage:
     def _type_file(self, key: str) -> Path:
         return self.root / ".types" / _encode(key)
 
-    def _type(self, key: str) -> str:
+    def _described(self, key: str) -> tuple[str, dict[str, str]]:
+        """Media type and metadata: a line with the type, and one with the metadata where there is any."""
         try:
-            return self._type_file(key).read_text()
+            content_type, _, metadata = self._type_file(key).read_text().partition("\n")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return _guess_type(key)
+            return _guess_type(key), {}
+        return content_type, json.loads(metadata or "{}")
 
-    def _set_type(self, key: str, content_type: str) -> None:
+    def _describe(self, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
         file = self._type_file(key)
-        if content_type == _guess_type(key):
+        if content_type == _guess_type(key) and not metadata:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 file.unlink()
-        elif content_type != self._type(key):
+        elif (content_type, metadata) != self._described(key):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content_type)
+            file.write_text(content_type + (f"\n{json.dumps(dict(metadata))}" if metadata else ""))
 
     @cached_property
     def _secret(self) -> bytes:
@@ -351,6 +381,14 @@ class LocalStorage:
         fields: dict[str, Any] = asdict(grant) | {"expires": grant.expires.isoformat()}
         data = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
         return f"{data}.{self._hmac(data)}"
+
+
+def _check_absent(key: str) -> Callable[[str | None], None]:
+    def check(now: str | None) -> None:
+        if now is not None:
+            raise Exists(f"{key!r} exists already")
+
+    return check
 
 
 #: Longer names are cut into folders; file systems take 255 bytes.
