@@ -26,7 +26,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import batch, jobs, logs, webhook, worker
+from handler import archive, batch, jobs, logs, webhook, worker
 from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
@@ -45,8 +45,9 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
         storage.StorageError, jobs.InvalidId.
     """
     batch_job_id = os.environ.get("AWS_BATCH_JOB_ID")
+    work = archive.run_part if jobs.get(storage, job_id).pictures else worker.run_job
     while True:
-        job = worker.run_job(
+        job = work(
             storage,
             settings,
             job_id,

@@ -49,7 +49,7 @@ from handler.jobs.document import (
     utc_now,
     webhook_due,
 )
-from handler.jobs.intake import create, find_or_create_for_upload, put, retry, uploaded
+from handler.jobs.intake import create, create_part, find_or_create_for_upload, put, retry, uploaded
 from handler.jobs.lease import LeasedJob, keep_lease
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "claim",
     "claimable",
     "create",
+    "create_part",
     "dumps",
     "every",
     "expired",

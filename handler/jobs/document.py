@@ -190,6 +190,9 @@ class Job(_Document):
     backend: Backend | None = Field(default=None, description="Where it is queued or runs; null until that is decided.")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="As requested.")
     input: StoredFile
+    pictures: int | None = Field(
+        default=None, ge=1, description="Of a part of an archive, whose input is a list; null: the input is a picture."
+    )
     output: StoredFile | None = Field(default=None, description="Set when succeeded.")
     model: str | None = Field(default=None, description="The model asked for; null: the default.")
     model_used: str | None = Field(default=None, description="The model that made the result.")

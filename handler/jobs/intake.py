@@ -131,6 +131,50 @@ def uploaded(
     return change(storage, id, queue, clock=clock)
 
 
+def create_part(
+    storage: Storage,
+    id: str,
+    part: StoredFile,
+    *,
+    pictures: int,
+    options: Mapping[str, JsonValue],
+    ttl: timedelta,
+    clock: Clock = utc_now,
+) -> Job:
+    """The job that makes all pictures of a list, queued for a container; the one that is there already, if it is.
+
+    Args:
+        storage: where jobs are.
+        id: that follows from the list, so that asking twice makes one job.
+        part: the list: see `handler.archive.document`.
+        pictures: how many it names.
+        options: for each of them.
+        ttl: how long the job lives.
+        clock: gives the time.
+
+    Raises:
+        InvalidId: not a UUID.
+        Conflict: the id was used for something else.
+    """
+    now = clock()
+    model = options.get("model")
+    job = Job(
+        id=check_id(id),
+        state=State.QUEUED,
+        backend=Backend.BATCH,
+        options=dict(options),
+        model=model if isinstance(model, str) else None,
+        input=part,
+        pictures=pictures,
+        created=now,
+        updated=now,
+        expires=now + ttl,
+        request_hash=_hash([id, part.key]),
+        revision=uuid.uuid4().hex,
+    )
+    return _create(storage, job)[0]
+
+
 def find_or_create_for_upload(
     storage: Storage,
     bucket: str,

@@ -15,13 +15,15 @@ Both stores make the same promises. An object is there whole or not at all: nobo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 JSON = "application/json"
+#: Bytes of the largest object that S3 stores by one request, which is what makes it conditional.
+MAX_ONE_WRITE = 5 * 1024**3
 
 
 class StorageError(Exception):
@@ -66,6 +68,7 @@ class ObjectInfo:
         etag: changes with every write; opaque, for `swap`.
         modified: time of the last write, in UTC.
         content_type: media type; empty in the answers of `list`, which S3 does not give it to.
+        metadata: what `create_file` was given; empty in the answers of `list`, too.
     """
 
     key: str
@@ -73,6 +76,7 @@ class ObjectInfo:
     etag: str
     modified: datetime
     content_type: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,20 @@ class Storage(Protocol):
             NotFound.
         """
 
+    def download_version(self, key: str, path: Path, etag: str) -> None:
+        """Write the object to a file, whole or not at all, if it is still the version that has this etag.
+
+        For what others have stored: a key that `check_key` refuses is read all the same where the store can hold it.
+
+        Args:
+            key: of the object.
+            path: of the file.
+            etag: with or without its quotes; empty for whatever is there.
+
+        Raises:
+            NotFound, Changed.
+        """
+
     def put(self, key: str, data: bytes, content_type: str) -> str:
         """Store bytes, replacing what was there.
 
@@ -136,6 +154,20 @@ class Storage(Protocol):
 
         Raises:
             Exists.
+        """
+
+    def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
+        """Store a file where nothing is stored yet, streaming.
+
+        Args:
+            path: of the file, at most `MAX_ONE_WRITE` bytes.
+            key: of the object.
+            content_type: media type.
+            metadata: printable ASCII, given back by `head`; names in lower case.
+
+        Raises:
+            Exists.
+            StorageError: the file is too large for a conditional write.
         """
 
     def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:

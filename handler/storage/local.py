@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import base64
-import errno
 import fcntl
 import hashlib
 import hmac
 import json
-import mimetypes
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache, cached_property
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, unquote
 
 from handler.names import file_name
 from handler.storage.base import (
     JSON,
     Changed,
     Exists,
-    InvalidKey,
     LinkRefused,
     NotFound,
     ObjectInfo,
-    Unavailable,
     UploadLink,
     check_key,
 )
+from handler.storage.files import decode, encode, etag_of, guess_type, info_of, move_synced, os_errors
 from handler.storage.owned import EXPIRING, check_space, claim
 
 #: Where the local HTTP layer answers the links of `LocalStorage`; the token is the query parameter `token`.
@@ -72,8 +68,8 @@ class LocalStorage:
     write. One key cannot be the folder of another, as it can in S3: the second is an `InvalidKey`.
 
     Names that begin with a dot are ours: `.serverless-upscaler` (says whose directory this is), `.tmp` (unfinished
-    writes), `.locks`, `.types` (media types that the suffix does not tell), `.secret` (signs links). No key is encoded
-    to such a name.
+    writes), `.locks`, `.types` (media types that the suffix does not tell, and metadata), `.secret` (signs links). No
+    key is encoded to such a name.
 
     Args:
         root: the directory, made if missing; one that others use is refused.
@@ -92,7 +88,7 @@ class LocalStorage:
         self._prepare()
 
     def _prepare(self) -> None:
-        with _os_errors(str(self.root), writing=True):
+        with os_errors(str(self.root), writing=True):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             claim(self.root)
             for name in (".tmp", ".locks", ".types"):
@@ -106,29 +102,44 @@ class LocalStorage:
             Unavailable: it cannot be written to, or the disk is full.
         """
         self._prepare()
-        with _os_errors(str(self.root), writing=True), self._temporary() as file:
+        with os_errors(str(self.root), writing=True), self._temporary() as file:
             file.write(b"x")
             file.flush()
             check_space(self.root)
 
     def get(self, key: str) -> tuple[bytes, str]:
         """See `Storage`."""
-        with _os_errors(key), self._file(key).open("rb") as file:
-            return file.read(), _etag(os.fstat(file.fileno()))
+        with os_errors(key), self._file(key).open("rb") as file:
+            return file.read(), etag_of(os.fstat(file.fileno()))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """See `Storage`."""
-        with _os_errors(key), self._file(key).open("rb") as file:
+        with os_errors(key), self._file(key).open("rb") as file:
             file.seek(start)
             return file.read(max(0, length))
 
     def download(self, key: str, path: Path) -> None:
         """See `Storage`."""
         part = path.with_name(f".{secrets.token_hex(8)}.part")
-        with _os_errors(key), self._file(key).open("rb") as source:
+        with os_errors(key), self._file(key).open("rb") as source:
             try:
                 with part.open("xb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def download_version(self, key: str, path: Path, etag: str) -> None:
+        """See `Storage`."""
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
+        with os_errors(key), self._file(key).open("rb") as source:
+            try:
+                with part.open("xb") as target:
+                    before = etag_of(os.fstat(source.fileno()))
+                    shutil.copyfileobj(source, target, 1 << 20)
+                # Also a file that somebody else writes to in its place, which this class never does.
+                if before != etag_of(os.fstat(source.fileno())) or etag.strip('"') not in ("", before.strip('"')):
+                    raise Changed(f"{key!r} has changed")
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -144,11 +155,11 @@ class LocalStorage:
     def create(self, key: str, data: bytes, content_type: str = JSON) -> str:
         """See `Storage`."""
 
-        def check(now: str | None) -> None:
-            if now is not None:
-                raise Exists(f"{key!r} exists already")
+        return self._write(key, data, content_type, _check_absent(key))
 
-        return self._write(key, data, content_type, check)
+    def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
+        """See `Storage`."""
+        self._write(key, path, content_type, _check_absent(key), metadata)
 
     def swap(self, key: str, data: bytes, etag: str, content_type: str = JSON) -> str:
         """See `Storage`."""
@@ -161,30 +172,31 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         """See `Storage`."""
-        with _os_errors(key), self._lock(check_key(key)):
+        with os_errors(key), self._lock(check_key(key)):
             self._remove(key)
 
     def head(self, key: str) -> ObjectInfo:
         """See `Storage`."""
-        with _os_errors(key):
+        with os_errors(key):
             status = self._file(key).stat()
             if not stat.S_ISREG(status.st_mode):
                 raise NotFound(f"nothing is stored under {key!r}")
-            return replace(_info(key, status), content_type=self._type(key))
+            content_type, metadata = self._described(key)
+            return replace(info_of(key, status), content_type=content_type, metadata=metadata)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Storage`."""
         folder = prefix.rpartition("/")[0]
-        start = self.root / _encode(folder) if folder else self.root
-        with _os_errors(prefix):
+        start = self.root / encode(folder) if folder else self.root
+        with os_errors(prefix):
             for parent, folders, files in os.walk(start):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for name in files:
                     path = Path(parent, name)
-                    key = _decode(path.relative_to(self.root))
+                    key = decode(path.relative_to(self.root))
                     if not name.startswith(".") and key.startswith(prefix):
                         with suppress(FileNotFoundError):  # deleted while we walk
-                            yield _info(key, path.stat())
+                            yield info_of(key, path.stat())
 
     def upload_link(self, key: str, content_type: str, max_bytes: int, seconds: int) -> UploadLink:
         """See `Storage`. The HTTP layer answers it, with `grant` and `accept`."""
@@ -208,11 +220,11 @@ class LocalStorage:
         for prefix, form in EXPIRING.items():
             for found in self.list(prefix):
                 if found.modified < older_than and form.fullmatch(found.key):
-                    with _os_errors(found.key), self._lock(found.key), suppress(NotFound):
+                    with os_errors(found.key), self._lock(found.key), suppress(NotFound):
                         if self.head(found.key).etag == found.etag:  # not written again since
                             self._remove(found.key)
                             removed += 1
-        with _os_errors(".tmp"):
+        with os_errors(".tmp"):
             for path in (self.root / ".tmp").iterdir():
                 with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer, if alive, holds this
@@ -275,12 +287,19 @@ class LocalStorage:
         return datetime.fromtimestamp(self._clock(), UTC)
 
     def _file(self, key: str) -> Path:
-        return self.root / _encode(check_key(key))
+        return self.root / encode(check_key(key))
 
-    def _write(self, key: str, source: bytes | Path, content_type: str, check: Callable[[str | None], None]) -> str:
+    def _write(
+        self,
+        key: str,
+        source: bytes | Path,
+        content_type: str,
+        check: Callable[[str | None], None],
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
         """Write a new version, after `check` has seen the present etag (None: nothing there) and not raised."""
         target = self._file(key)
-        with _os_errors(key, writing=True), self._temporary() as temporary:
+        with os_errors(key, writing=True), self._temporary() as temporary:
             if isinstance(source, Path):
                 with source.open("rb") as file:
                     shutil.copyfileobj(file, temporary, 1 << 20)
@@ -295,14 +314,14 @@ class LocalStorage:
                     before = None
                 if before is not None and not stat.S_ISREG(before.st_mode):
                     raise IsADirectoryError
-                check(None if before is None else _etag(before))
+                check(None if before is None else etag_of(before))
                 # Whole microseconds, and later than the last version: equal times would make equal etags.
                 earliest = 0 if before is None else before.st_mtime_ns + 1000
                 written = max(time.time_ns(), earliest) // 1000 * 1000
                 os.utime(temporary.fileno(), ns=(written, written))
-                self._set_type(key, content_type)
-                _rename(Path(temporary.name), target)
-                return _etag(os.fstat(temporary.fileno()))
+                self._describe(key, content_type, metadata or {})
+                move_synced(Path(temporary.name), target)
+                return etag_of(os.fstat(temporary.fileno()))
 
     def _remove(self, key: str) -> None:
         file = self._file(key)
@@ -339,28 +358,30 @@ class LocalStorage:
             yield
 
     def _type_file(self, key: str) -> Path:
-        return self.root / ".types" / _encode(key)
+        return self.root / ".types" / encode(key)
 
-    def _type(self, key: str) -> str:
+    def _described(self, key: str) -> tuple[str, dict[str, str]]:
+        """Media type and metadata: a line with the type, and one with the metadata where there is any."""
         try:
-            return self._type_file(key).read_text()
+            content_type, _, metadata = self._type_file(key).read_text().partition("\n")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return _guess_type(key)
+            return guess_type(key), {}
+        return content_type, json.loads(metadata or "{}")
 
-    def _set_type(self, key: str, content_type: str) -> None:
+    def _describe(self, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
         file = self._type_file(key)
-        if content_type == _guess_type(key):
+        if content_type == guess_type(key) and not metadata:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 file.unlink()
-        elif content_type != self._type(key):
+        elif (content_type, metadata) != self._described(key):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content_type)
+            file.write_text(content_type + (f"\n{json.dumps(dict(metadata))}" if metadata else ""))
 
     @cached_property
     def _secret(self) -> bytes:
         """The key that signs links; made by whoever comes first, then the same for all processes."""
         path = self.root / ".secret"
-        with _os_errors(".secret"):
+        with os_errors(".secret"):
             if not path.exists():
                 with self._temporary() as file:
                     os.fchmod(file.fileno(), 0o600)
@@ -380,73 +401,9 @@ class LocalStorage:
         return f"{data}.{self._hmac(data)}"
 
 
-#: Longer names are cut into folders; file systems take 255 bytes.
-_NAME_BYTES = 200
+def _check_absent(key: str) -> Callable[[str | None], None]:
+    def check(now: str | None) -> None:
+        if now is not None:
+            raise Exists(f"{key!r} exists already")
 
-
-def _encode(key: str) -> Path:
-    """The relative path of a key. Reversible: `+` occurs in no encoded name, so it can mark a name that goes on."""
-    pieces = []
-    for part in key.split("/"):
-        name = quote(part, safe="")
-        while len(name) > _NAME_BYTES:
-            pieces.append(name[:_NAME_BYTES] + "+")
-            name = name[_NAME_BYTES:]
-        pieces.append(name)
-    # What a cut leaves may begin with a dot too, or be "..".
-    return Path(*("%2E" + piece[1:] if piece.startswith(".") else piece for piece in pieces))
-
-
-def _decode(path: Path) -> str:
-    """The key of a relative path."""
-    return unquote("/".join(path.parts).replace("+/", ""))
-
-
-def _etag(status: os.stat_result) -> str:
-    return f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"'
-
-
-def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, _etag(status), datetime.fromtimestamp(status.st_mtime, UTC))
-
-
-@cache
-def _types() -> mimetypes.MimeTypes:
-    return mimetypes.MimeTypes()  # Python's own table, and not the files of the machine, which could change
-
-
-def _guess_type(key: str) -> str:
-    return _types().guess_type("x" + PurePosixPath(key).suffix)[0] or "application/octet-stream"
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Move a synced file to its place, so that a power cut leaves the old or the new one."""
-    while True:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            source.replace(target)
-        except FileNotFoundError:
-            if not source.exists():
-                raise
-            continue  # a deletion took the empty folder away
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return
-
-
-@contextmanager
-def _os_errors(key: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn the system's errors into ours."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and writing:
-            raise InvalidKey(f"{key!r} would be an object and a folder at once") from error
-        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and not writing:
-            raise NotFound(f"nothing is stored under {key!r}") from error
-        if error.errno == errno.ENAMETOOLONG:
-            raise InvalidKey("the key is too long for this directory") from error
-        raise Unavailable(f"the store failed: {error.strerror}") from error
+    return check
