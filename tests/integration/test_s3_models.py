@@ -19,10 +19,11 @@ from PIL import Image, ImageChops, ImageStat
 import core
 from core import models
 from core.networks import checkpoints
-from handler import api, jobs, options, routing, s3_models, worker
+from handler import jobs, options, routing, s3_models, worker
 from handler.jobs import Backend, Job, State
 from handler.settings import Settings
 from handler.storage import S3Storage, Storage
+from handler.web.app import build
 from tests.integration.work import AT_ONCE, Failing, configured, picture, queued, result
 from tests.unit.networks.community import CASES, random_like, shapes_of
 
@@ -188,7 +189,7 @@ def test_the_folder_of_a_server(tmp_path: Path) -> None:
     for name in ("../models/1x-mine", "2x-mine", str(tmp_path / "models" / "1x-mine.pth"), "page.txt"):
         with pytest.raises(core.OptionsError, match="there is no model"):
             options.parse({"model": name}, settings)
-    with TestClient(api.build(settings)) as client:
+    with TestClient(build(settings)) as client:
         listed = {model["name"]: model for model in client.get("/models").json()}
     assert (listed["1x-mine"]["scale"], listed["1x-mine"]["kind"]) == (1, "srvgg")
     assert "page" not in listed
