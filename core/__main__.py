@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -92,10 +93,18 @@ def _progress_bar(label: str, shown: bool) -> Iterator[Callable[[int, int], None
     from tqdm import tqdm
 
     with tqdm(desc=label[-30:], unit="tile", leave=False, delay=0.5, file=sys.stderr) as bar:
+        started = time.monotonic()
+        first = 0  # tiles that were there when it began, of a picture that goes on
 
         def update(done: int, total: int) -> None:
+            nonlocal first
+            if bar.total is None:
+                first = done
             bar.total = total
             bar.update(done - bar.n)
+            if done > first:  # beside tqdm's rate and time left: when that will be
+                left = (time.monotonic() - started) / (done - first) * (total - done)
+                bar.set_postfix_str(time.strftime("until %a %H:%M", time.localtime(time.time() + left)), refresh=False)
 
         yield update
 
@@ -127,9 +136,22 @@ def _estimate(work: Work, data: bytes | None, options: Options, limits: Limits) 
 
 def _say_estimate(name: str, found: dict[str, Any]) -> str:
     return (
-        f"{name}: {found['width']}x{found['height']} px, about {found['seconds']:.1f} s and "
-        f"{found['memory'] / 1e6:.0f} MB of memory with {found['model']} on {found['device']}"
+        f"{name}: {found['width']}x{found['height']} px, about {_duration(found['seconds'])}, "
+        f"{_size(found['memory'])} of memory and a file of {_size(found['file_bytes'])} "
+        f"with {found['model']} on {found['device']}"
     )
+
+
+def _duration(seconds: float) -> str:
+    """Such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    """Such as "3 MB" or "1.2 GB"."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 def _say_result(name: str, target: Path | None, result: Result) -> str:

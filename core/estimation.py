@@ -16,6 +16,7 @@ from core import model_folder, models
 from core.engine import load, onnx
 from core.engine.plan import lay_out, make_plan, operations
 from core.engine.rates import keep_rate, known_rate
+from core.formats import STREAMED, stored_bytes
 from core.models import ModelSpec
 from core.options import Estimate, Options
 from core.picture import Probe, frames_kept
@@ -28,19 +29,21 @@ _DEFAULT_CUDA = 50.0  # times as fast
 _DEEP_SLOWDOWN = 2.0  # of fp32 against bf16, while no picture of more than eight bits was measured
 _DECODE_SECONDS = 3e-8  # a pixel
 _LANCZOS_SECONDS = 20e-8  # a pixel, of input and result
-#: Seconds and bytes that encoding takes for a pixel, measured on photos: opaque, and with transparency.
+#: Seconds and bytes that encoding takes for a pixel, measured on photos: opaque, and with transparency. What is written
+#: from top to bottom takes some megabytes, whatever the picture.
 _ENCODING = {
-    "jpeg": ((1e-8, 1), (1e-8, 1)),
-    "png": ((8e-8, 2), (15e-8, 6)),
+    "jpeg": ((1e-8, 0), (1e-8, 0)),
+    "png": ((8e-8, 0), (15e-8, 0)),
     "webp": ((20e-8, 26), (120e-8, 43)),
-    "tiff": ((5e-8, 4), (8e-8, 8)),
-    "bmp": ((1e-8, 4), (1e-8, 4)),
+    "tiff": ((5e-8, 0), (8e-8, 0)),
+    "bmp": ((1e-8, 0), (1e-8, 0)),
     "avif": ((170e-8, 45), (400e-8, 48)),
 }
 _BASE_MEMORY = 140e6  # interpreter, codecs, ONNX Runtime and a model, bytes
 _TORCH_MEMORY = 160e6  # what PyTorch takes on top
 _BANDS_BYTES = 100e6  # what RRDBNet has in work while it enlarges in bands, whatever the picture
-_HIDDEN_BYTES = 20  # an input pixel, while transparent ones are given a colour
+_CODING_MEMORY = 40e6  # bands that are decoded and encoded
+_LANCZOS_ROWS = 256  # of input that are in work where no network cuts the picture into strips
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,22 @@ def estimate(
     speed = _speed(chain, options.device, deep=picture.bits > 8, measure=measure)
     in_pixels, out_pixels = width * height, out_width * out_height
     layers = 2 if picture.alpha else 1  # alpha takes as many tiles as colour
+    pixel = (4 if picture.alpha else 3) * (2 if picture.bits > 8 else 1)  # bytes
     if speed.spec.kind == "lanczos":
-        work = _Work(layers * _LANCZOS_SECONDS * (in_pixels + out_pixels), 1, 0.0)
+        rows = _LANCZOS_ROWS * out_height / height  # of the result
+        work = _Work(layers * _LANCZOS_SECONDS * (in_pixels + out_pixels), 1, 3 * rows * out_width * layers * 4)
     else:
-        work = _network_work(width, height, options, speed, layers)
+        work = _network_work(width, height, options, speed, layers, pixel)
 
     format = options.format or picture.result_format
     frames = frames_kept(format, picture)
     encode_seconds, encode_bytes = _ENCODING[format][picture.alpha]
     seconds = work.seconds + _DECODE_SECONDS * in_pixels + encode_seconds * out_pixels
-    held = (in_pixels + out_pixels) * (4 if picture.alpha else 3) * (2 if picture.bits > 8 else 1)
+    streamed = format in STREAMED and frames == 1
+    held = pixel * ((0 if picture.streams else in_pixels) + (0 if streamed else out_pixels))
     encoding = out_pixels * encode_bytes
-    working = max(work.memory, _HIDDEN_BYTES * in_pixels) if picture.alpha else work.memory
     if frames > 1:
-        held *= 2  # the frame before, to see what changed
+        held = 2 * pixel * (in_pixels + out_pixels)  # with the frame before, to see what changed
         if format in ("webp", "avif"):
             held += 4 * out_pixels * frames  # Pillow takes all frames at once
     whole = picture.pixels / in_pixels if picture.pixels and frames > 1 else frames  # pages may differ in size
@@ -111,11 +116,12 @@ def estimate(
         height=out_height,
         model=speed.spec.name,
         seconds=seconds * whole,
-        memory=int(_BASE_MEMORY + held + max(working, encoding)),
+        memory=int(_BASE_MEMORY + _CODING_MEMORY + held + max(work.memory, encoding)),
         tiles=work.tiles * frames,
         megapixels=in_pixels / 1e6,
         device=speed.device,
         measured=speed.measured,
+        file_bytes=stored_bytes(format, round(out_pixels * whole), alpha=picture.alpha, bits=picture.bits),
     )
 
 
@@ -142,8 +148,8 @@ def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _
     return _Speed(spec, device, rate, measured)
 
 
-def _network_work(width: int, height: int, options: Options, speed: _Speed, layers: int) -> _Work:
-    """What the tiles of one frame take, each of its layers (colour, alpha) in turn."""
+def _network_work(width: int, height: int, options: Options, speed: _Speed, layers: int, pixel: int) -> _Work:
+    """What the tiles of one frame take, each of its layers (colour, alpha) in turn; pixels of so many bytes."""
     spec = speed.spec
     out_size = options.output_size(width, height)
     wanted = options.factor(width, height)
@@ -152,13 +158,16 @@ def _network_work(width: int, height: int, options: Options, speed: _Speed, laye
     tiles = [tile for row in lay_out(spec, plan, height, width, at_once=at_once) for tile in row]
     regions = [tile.rows.size * tile.columns.size for tile in tiles]
     resampled = out_size != (width * plan.scale, height * plan.scale)
-    strip = resampled * max(tile.rows.size for tile in tiles) * width * plan.scale**2 * 3 * 4  # bytes
+    # A row of tiles: one in work, one between, one with the encoder; or in floats, and then its bands.
+    rows = max(tile.rows.stop - tile.rows.start for tile in tiles) * width * plan.scale**2
+    strips = 1.5 * rows * (2 + layers) * 4 if resampled else 3 * rows * pixel
+    window = 2 * max(tile.rows.size for tile in tiles) * width * pixel
     side_by_side = min(max(at_once, 1), len(tiles))
     largest = side_by_side * max(regions) * spec.tile_bytes * spec.scale ** (2 * (plan.passes - 1))
     seconds = layers * sum(regions) * operations(spec, plan) / speed.rate
     torch = 0.0 if at_once else _TORCH_MEMORY
     bands = _BANDS_BYTES if spec.kind == "rrdbnet" else 0.0
-    return _Work(seconds, layers * len(tiles), torch + bands + 2 * strip + largest)
+    return _Work(seconds, layers * len(tiles), torch + bands + strips + window + largest)
 
 
 def _multiplies_bf16(spec: ModelSpec, device: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
-from core.errors import OptionsError, TooLarge, UnreadableImage
+from core.errors import OptionsError, OutputError, TooLarge, UnreadableImage
 from core.formats import MAX_BMP_PIXELS, MAX_SIDE, STREAMED
 
 
@@ -91,3 +93,24 @@ def check_output_size(format: str, width: int, height: int, limits: Limits, fram
         raise OptionsError(f"{format} holds at most {longest} pixels a side, not {width}x{height}: choose png or tiff")
     if format == "bmp" and width * height > MAX_BMP_PIXELS:
         raise OptionsError(f"bmp holds at most {MAX_BMP_PIXELS / 1e6:.0f} megapixels: choose png or tiff")
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a result that its disk has no room for, before the work.
+
+    Args:
+        folder: where the file will be.
+        needed: bytes, about.
+
+    Raises:
+        OutputError: less is free.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # reported when the file is made
+    if needed > free:
+        raise OutputError(
+            f"the result takes about {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free in {folder}: "
+            "make room, or ask for a smaller scale or for jpeg"
+        )

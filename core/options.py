@@ -152,6 +152,7 @@ class Estimate:
         model: the model that will run if nothing goes wrong.
         seconds: wall clock on this machine's device, model loading not counted.
         memory: peak resident bytes of the process.
+        file_bytes: size of the result's file, about.
         tiles: pieces of work.
         megapixels: of the input.
         device: "cpu" or "cuda".
@@ -167,6 +168,7 @@ class Estimate:
     megapixels: float
     device: str
     measured: bool
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -9,8 +10,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,20 +24,20 @@ from core.codecs.base import Source
 from core.codecs.encode import encode
 from core.codecs.read import probe, rewindable, scans
 from core.engine import allocator
-from core.engine.plan import make_plan
+from core.enlarge import Keep, enlarge
 from core.errors import Cancelled, ModelError, TooLarge, UnreadableImage
-from core.formats import MEDIA_TYPES, suffix_format
-from core.limits import Limits, check_output_size
+from core.formats import MEDIA_TYPES, stored_bytes, suffix_format
+from core.kept import kept_bands, key_of
+from core.limits import Limits, check_output_size, check_room
 from core.metadata.carried import for_result
 from core.options import MAX_SCALE, Options, Progress, Result
 from core.picture import Picture, Probe, Scan, description, frames_kept, held, scan_of
-from core.pixels.alpha import extend_edges_of, keep_flat, rows_near, survey
-from core.pixels.bands import ROWS, Bands, RowBuffer, Samples, ahead
-from core.pixels.resize import resize_rows
+from core.pixels.bands import Bands, Samples, ahead
 
 if TYPE_CHECKING:
     from core.engine.load import Loaded
 
+_ENDS = 1 << 20  # bytes of a file that tell it from another
 _COMPARED_PIXELS = 1 << 22  # of a page that is compared with the one before
 
 
@@ -69,14 +71,29 @@ def upscale(
     format = options.format or named or header.result_format
     if output is None:  # the result is held
         limits = replace(limits, output_pixels=min(limits.output_pixels, 4 * limits.held_pixels))
-    check_output_size(format, width, height, limits, frames_kept(format, header))
+    frames = frames_kept(format, header)
+    check_output_size(format, width, height, limits, frames)
+    if output is not None:
+        pixels = _pixels_at_most(header, options, frames)
+        check_room(Path(output).parent, stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits))
     try:
         if output is None:
             buffer = io.BytesIO()
             result = _run(source, header, options, limits, progress, buffer, format)
             return replace(result, data=buffer.getvalue())
-        with atomic_file(Path(output)) as stream:  # opened before the work: an unwritable place is reported at once
-            return _run(source, header, options, limits, progress, stream, format)
+        # Opened before the work: an unwritable place is reported at once. Kept bands go once the file is complete.
+        with ExitStack() as stack, atomic_file(Path(output)) as stream:
+            target = Path(output)
+            return _run(
+                source,
+                header,
+                options,
+                limits,
+                progress,
+                stream,
+                format,
+                lambda *facts: stack.enter_context(kept_bands(target, key_of(*facts))),
+            )
     finally:
         allocator.give_back()
 
@@ -118,6 +135,7 @@ def _run(
     progress: Progress | None,
     stream: BinaryIO,
     format: str,
+    keep: Keep | None = None,
 ) -> Result:
     from core.engine import load  # here, so that importing core stays cheap
 
@@ -133,7 +151,8 @@ def _run(
     noted = len(loaded.model.notes) if loaded.model else 0
     width, height = options.output_size(header.width, header.height)
     pixels = _pixels_at_most(header, options, counter.frames)
-    pictures = _upscaled(source, format, options, limits, loaded, counter)
+    keep = None if keep is None or counter.frames > 1 else partial(keep, *_identity(source), header)
+    pictures = _upscaled(source, format, options, limits, loaded, counter, keep)
     notes = encode(pictures, stream, format, options.quality, source=header, pixels=pixels)
     return Result(
         data=None,
@@ -155,7 +174,13 @@ def _run(
 
 
 def _upscaled(
-    source: Source, format: str, options: Options, limits: Limits, loaded: Loaded, counter: _Counter
+    source: Source,
+    format: str,
+    options: Options,
+    limits: Limits,
+    loaded: Loaded,
+    counter: _Counter,
+    keep: Keep | None,
 ) -> Iterator[Picture | Scan]:
     """Yield each frame or page, which is upscaled while the encoder goes through its bands."""
     before: tuple[Picture, Picture] | None = None
@@ -180,7 +205,7 @@ def _upscaled(
                 keep_size=options.keep_size,
             )
             result: Picture | Scan = Scan(
-                bands=_enlarged(bands, *out_size, options, loaded, counter.count),
+                bands=_enlarged(bands, *out_size, options, loaded, counter.count, keep),
                 **description(replace(picture, meta=meta, notes=picture.notes + notes)),
             )
             if counter.frames > 1 and isinstance(picture, Picture):
@@ -232,7 +257,13 @@ def _same_pixels(one: Picture, other: Picture) -> bool:
 
 
 def _enlarged(
-    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
+    bands: Bands,
+    out_width: int,
+    out_height: int,
+    options: Options,
+    loaded: Loaded,
+    progress: Progress,
+    keep: Keep | None,
 ) -> Bands:
     """A picture's bands, enlarged each time that they are read."""
 
@@ -244,73 +275,25 @@ def _enlarged(
                 raise Cancelled("stopped")
             progress(done, total)
 
+        found = enlarge(bands, out_width, out_height, options, loaded.model, count, keep)
         # The network, or Lanczos, computes the next band while the one before is encoded.
-        return ahead(_enlarge(bands, out_width, out_height, options, loaded, count), stopped)
+        return ahead(found, stopped)
 
     return replace(bands, width=out_width, height=out_height, read=read)
 
 
-def _enlarge(
-    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
-) -> Iterator[Samples]:
-    """Bands of the result, (rows, out_width, channels), as they get ready; only those in work are held."""
-    opacity = survey(bands) if bands.alpha else None
-    constant = opacity is not None and not opacity.varies
-    with closing(ahead(iter(bands))) as read:
-        decoded: Iterator[Samples] = read
-        near: RowBuffer | None = None
-        if opacity is not None:
-            decoded, alpha = itertools.tee(decoded)
-            near = RowBuffer(band[:, :, -1:] for band in alpha)
-            decoded = extend_edges_of(decoded, opacity)
-        if constant:
-            near = None
-            decoded = (band[:, :, :-1] for band in decoded)
-        shown = replace(bands, alpha=bands.alpha and not constant, read=lambda: decoded)
-        y = 0
-        for band in _resampled(shown, out_width, out_height, options, loaded, progress):
-            if opacity is not None and constant:
-                band = np.dstack([band, np.full(band.shape[:2], opacity.first, band.dtype)])
-            elif near is not None:
-                top, bottom = rows_near(y, y + len(band), out_height, bands.height)
-                keep_flat(band[:, :, -1], y, out_height, near.rows(top, bottom)[:, :, 0], top, bands.height)
-            y += len(band)
-            yield band
-            del band
-
-
-def _resampled(
-    bands: Bands, out_width: int, out_height: int, options: Options, loaded: Loaded, progress: Progress
-) -> Iterator[Samples]:
-    """Bands through the network, and to the exact size where that is no multiple; alpha like colour."""
-    from core.engine import run
-
-    height, width, highest = bands.height, bands.width, np.iinfo(bands.dtype).max
-    strips: Iterator[Samples]
-    if loaded.model is None:
-        strips = _in_floats(bands, progress)
-    else:
-        wanted = max(out_height / height, out_width / width)
-        plan = make_plan(loaded.model.spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-        height, width = height * plan.scale, width * plan.scale
-        whole = (height, width) == (out_height, out_width)
-        made = run.upscale_bands(loaded.model, bands, plan, progress, rounded=whole)
-        strips = (strip for _, strip in made)
-        if whole:
-            yield from strips
-            return
-    for rows in resize_rows(strips, height, width, out_height, out_width):
-        if rows.dtype != bands.dtype:
-            rows = np.multiply(rows, highest)
-            rows = np.clip(np.rint(rows, out=rows), 0, highest, out=rows).astype(bands.dtype)
-        yield rows
-        del rows
-
-
-def _in_floats(bands: Bands, progress: Progress) -> Iterator[Samples]:
-    """What Lanczos works on: numbers of eight bits as they are, deeper ones in floats from 0 to 1."""
-    done = 0
-    for band in bands:
-        yield band if band.dtype == np.uint8 else np.divide(band, np.iinfo(band.dtype).max, dtype=np.float32)
-        done += len(band)
-        progress(-(-done // ROWS), -(-bands.height // ROWS))
+def _identity(source: Source) -> tuple[object, ...]:
+    """What tells a source from one that was changed since: all of its bytes, or of a file its time and ends."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return (hashlib.sha256(source).hexdigest(),)
+    if isinstance(source, (str, os.PathLike)):
+        known = Path(source).stat()
+        with Path(source).open("rb") as file:
+            ends = file.read(_ENDS)
+            file.seek(max(0, known.st_size - _ENDS))
+            ends += file.read(_ENDS)
+        return known.st_size, known.st_mtime_ns, hashlib.sha256(ends).hexdigest()
+    source.seek(0)
+    digest = hashlib.file_digest(source, "sha256").hexdigest()
+    source.seek(0)
+    return (digest,)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -82,3 +84,14 @@ def test_bmp_holds_four_gigabytes() -> None:
     check_output_size("bmp", 37_000, 37_000, core.Limits(output_pixels=1 << 40))
     with pytest.raises(core.OptionsError, match="png or tiff"):
         check_output_size("bmp", 38_000, 38_000, core.Limits(output_pixels=1 << 40))
+
+
+def test_room_on_the_disk_comes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worked(done: int, total: int) -> None:
+        raise AssertionError("work was begun")
+
+    full = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)  # stands in for a full disk
+    with pytest.raises(core.OutputError, match="free in"):
+        core.upscale(saved(corners(), "PNG"), output=tmp_path / "out.png", progress=worked)
+    assert list(tmp_path.iterdir()) == []
