@@ -60,7 +60,7 @@ def open_image(
     frames -= first
     _put_right(image, file)
     known = _known(stream) if format == "png" and frames > 1 else image
-    crop = primary.crop if primary and frames == 1 else None
+    crop = _crop(file, frames)
     width, height = (file.screen or crop or image).width, (file.screen or crop or image).height
     if _orientation(known) >= 5:
         width, height = height, width
@@ -85,32 +85,8 @@ def open_image(
                 yield replace(scan, notes=(*notes, *scan.notes))
                 return
             stream.seek(at)
-        at = stream.tell()  # Pillow reads on from here
-        drawn, durations = _drawn(stream, format, file.screen, frames, bits if kept_bits > 8 else 8)
-        if checked and not checked.usual:
-            drawn = iter([jpeg.decode_unusual(checked)])
-        for index in range(first, first + frames):
-            with decoder_errors():
-                if index and drawn is None:
-                    image.seek(index)
-                if image.width * image.height > limits.input_pixels:
-                    raise TooLarge("a frame is larger than the picture's header says")
-                if drawn is None or (index == first and not checked and known is image):
-                    stream.seek(at)
-                    image.load()
-                if checked and checked.usual:
-                    jpeg.refuse_truncated(checked, np.asarray(image))
-                later, samples = index > first, None if drawn is None else next(drawn)
-                duration = durations[index - first] if durations else image.info.get("duration", 0.0)
-                picture = _picture(known, format, head, stream, samples, later, plays is not None, duration, crop)
-                if picture.pixels.shape[:2] != (height, width):
-                    raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
-                picture = replace(picture, notes=(*notes, *picture.notes))
-                samples = None  # these would be held for as long as the picture is worked on
-                if frames == 1:
-                    image.close()
-                    drawn = None
-            yield picture
+        for picture in _frames(file, image, known, found, head, first, limits):
+            yield replace(picture, notes=(*notes, *picture.notes))
 
     return found, decode_pages
 
@@ -159,6 +135,53 @@ def _prepared(stream: BinaryIO, format: str, head: bytes, limits: Limits) -> _Fi
         check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
         return _File(whole, notes=notes)
     return _File(stream)
+
+
+def _frames(
+    file: _File, image: Image.Image, known: Image.Image, found: Probe, head: bytes, first: int, limits: Limits
+) -> Iterator[Picture]:
+    """Frames that are held whole.
+
+    Args:
+        file: what was prepared.
+        image: opened by Pillow.
+        known: the same, to read metadata from.
+        found: the header.
+        head: first bytes of the file.
+        first: which of Pillow's frames is the first.
+        limits: what to refuse.
+    """
+    stream, checked, format, frames = file.stream, file.checked, found.format, found.frames
+    at = stream.tell()  # Pillow reads on from here
+    drawn, durations = _drawn(stream, format, file.screen, frames, found.bits)
+    if checked and not checked.usual:
+        drawn = iter([jpeg.decode_unusual(checked)])
+    crop = _crop(file, frames)
+    for index in range(first, first + frames):
+        with decoder_errors():
+            if index and drawn is None:
+                image.seek(index)
+            if image.width * image.height > limits.input_pixels:
+                raise TooLarge("a frame is larger than the picture's header says")
+            if drawn is None or (index == first and not checked and known is image):
+                stream.seek(at)
+                image.load()
+            if checked and checked.usual:
+                jpeg.refuse_truncated(checked, np.asarray(image))
+            later, samples = index > first, None if drawn is None else next(drawn)
+            duration = durations[index - first] if durations else image.info.get("duration", 0.0)
+            picture = _picture(known, format, head, stream, samples, later, found.plays is not None, duration, crop)
+            if picture.pixels.shape[:2] != (found.height, found.width):
+                raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
+            samples = None  # these would be held for as long as the picture is worked on
+            if frames == 1:
+                image.close()
+                drawn = None
+        yield picture
+
+
+def _crop(file: _File, frames: int) -> isobmff.Crop | None:
+    return file.primary.crop if file.primary and frames == 1 else None
 
 
 def _put_right(image: Image.Image, file: _File) -> None:
