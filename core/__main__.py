@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quality", type=int, help="1 to 100, for jpeg, webp and avif (by the input)")
     parser.add_argument("--strip", action="store_true", help="leave out metadata, keep the colour profile")
-    parser.add_argument("--drop-gps", action="store_true", help="leave out where a picture was taken")
+    parser.add_argument("--drop-gps", action="store_true", help="leave out coordinates, and places by name")
     parser.add_argument("--keep-size", action="store_true", help="keep the printed size (the number of dots an inch)")
     parser.add_argument("--exact", action="store_true", help="tiles equal to the untiled result for every model")
     parser.add_argument("--tile", type=int, help="side of a tile in pixels")

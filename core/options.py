@@ -33,7 +33,7 @@ class Options:
         format: one of `FORMATS`, or what people call it ("jpg", "PNG", ".tif"); None keeps the input's format.
         quality: 1 to 100 for JPEG, WebP and AVIF; None chooses by the input (see `core.codecs.encode`).
         strip: leave out everything but pixels and colour profile: EXIF, XMP, IPTC, resolution, texts.
-        drop_gps: leave out where the picture was taken.
+        drop_gps: leave out where the picture was taken: coordinates, and places by name in IPTC, XMP and texts.
         keep_size: keep the printed size: more dots an inch. Otherwise the number of dots an inch is kept.
 
     Raises:

@@ -68,7 +68,7 @@ class RequestOptions(BaseModel):
         default=None, description="Whether to leave out everything but pixels and colour profile."
     )
     drop_gps: bool | SkipJsonSchema[None] = Field(
-        default=None, description="Whether to leave out where the picture was taken."
+        default=None, description="Whether to leave out where the picture was taken: coordinates, and places by name."
     )
     keep_size: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to keep the printed size, with more dots an inch."

@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, PngImagePlugin
+from PIL import BmpImagePlugin, Image
 
 from core.codecs import bmp, gif, isobmff, jpeg, pillow_metadata, png, streams, webp
 from core.codecs.base import USUAL_QUALITY, decoder_errors, raise_guard, split, to_16_bits, upright, without_alpha
@@ -49,47 +49,20 @@ def open_image(
         UnreadableImage: damaged.
         TooLarge: over a limit.
     """
-    frames = 0
-    screen: gif.Screen | None = None
-    checked: jpeg.Checked | None = None
-    primary: isobmff.Primary | None = None
-    notes: list[str] = []
-    if format == "gif":
-        screen = gif.measure(stream, limits)
-        frames = len(screen.frames)
-        widest = max((frame.left + frame.width for frame in screen.frames), default=0)
-        highest = max((frame.top + frame.height for frame in screen.frames), default=0)
-        check_size(max(screen.width, widest), max(screen.height, highest), frames, limits)
-    elif format == "webp":  # Pillow allocates the canvas when it opens one
-        check_size(*webp.canvas_size(head), 1, limits)
-        stream = webp.with_alpha(stream)
-    elif format == "bmp" and bmp.wanted(head):
+    if format == "bmp" and bmp.wanted(head):
         return _open_bmp(stream, head, size, limits)
-    elif format == "jpeg":
-        checked = jpeg.check(stream)
-        stream = io.BytesIO(checked.header)
-        notes += checked.notes
-    elif format == "avif":
-        primary = isobmff.read(stream.read())
-        stream.seek(0)
-        if primary.crop_at:
-            stream = io.BytesIO(isobmff.without_crop(stream.read(), primary))
-    elif format == "png":
-        stream, said = png.whole(stream)
-        notes += said
-        check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
+    file = _prepared(stream, format, head, limits)
+    stream, checked, primary, notes = file.stream, file.checked, file.primary, list(file.notes)
     raise_guard(limits)
     image = stack.enter_context(Image.open(stream, formats=[READ_FORMATS[format]]))
-    frames = frames or (1 if format == "jpeg" else int(getattr(image, "n_frames", 1)))
+    frames = len(file.screen.frames) if file.screen else (1 if format == "jpeg" else int(getattr(image, "n_frames", 1)))
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
-    if primary and primary.still:
-        image.info[_TURNED] = orientation_of(image.info.get("exif"))  # what irot and imir say, by Pillow
-        image.info["exif"] = primary.exif or b""
-    width, height = (screen.width, screen.height) if screen else image.size
-    if primary and primary.crop and frames == 1:
-        width, height = primary.crop.width, primary.crop.height
-    if _orientation(image) >= 5:
+    _put_right(image, file)
+    known = _known(stream) if format == "png" and frames > 1 else image
+    crop = _crop(file, frames)
+    width, height = (file.screen or crop or image).width, (file.screen or crop or image).height
+    if _orientation(known) >= 5:
         width, height = height, width
     check_size(width, height, frames, limits)
     bits = checked.bits if checked else primary.bits if primary else _bits(format, head)
@@ -102,8 +75,6 @@ def open_image(
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
 
     notes += _left_out(image, bits if bits > kept_bits else 0, bool(first))
-    if checked and checked.emptied and (packet := image.info.get("xmp")):
-        image.info["xmp"] = without_others(packet)
 
     def decode_pages() -> Iterator[Picture | Scan]:
         if streams_down:
@@ -114,37 +85,121 @@ def open_image(
                 yield replace(scan, notes=(*notes, *scan.notes))
                 return
             stream.seek(at)
-        at = stream.tell()  # Pillow reads on from here
-        drawn, durations = _drawn(stream, format, screen, frames, bits if kept_bits > 8 else 8)
-        if checked and not checked.usual:
-            drawn = iter([jpeg.decode_unusual(checked)])
-        for index in range(first, first + frames):
-            with decoder_errors():
-                if index and drawn is None:
-                    image.seek(index)
-                if image.width * image.height > limits.input_pixels:
-                    raise TooLarge("a frame is larger than the picture's header says")
-                if drawn is None or (index == first and not checked):
-                    if drawn is not None and plays is not None:  # it fails to blend greys of 16 bits
-                        image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # type: ignore[attr-defined]
-                    stream.seek(at)
-                    image.load()
-                if checked and checked.usual:
-                    jpeg.refuse_truncated(checked, np.asarray(image))
-                later, samples = index > first, None if drawn is None else next(drawn)
-                duration = durations[index - first] if durations else image.info.get("duration", 0.0)
-                crop = primary.crop if primary and frames == 1 else None
-                picture = _picture(image, format, head, stream, samples, later, plays is not None, duration, crop)
-                if picture.pixels.shape[:2] != (height, width):
-                    raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
-                picture = replace(picture, notes=(*notes, *picture.notes))
-                samples = None  # these would be held for as long as the picture is worked on
-                if frames == 1:
-                    image.close()
-                    drawn = None
-            yield picture
+        for picture in _frames(file, image, known, found, head, first, limits):
+            yield replace(picture, notes=(*notes, *picture.notes))
 
     return found, decode_pages
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as it goes to Pillow, and what was found in it before: each format has at most one of these.
+
+    Attributes:
+        stream: the file, or what has to be read in its place.
+        screen: of a GIF.
+        checked: of a JPEG.
+        primary: of an AVIF.
+        notes: one line for each thing that was left out.
+    """
+
+    stream: BinaryIO
+    screen: gif.Screen | None = None
+    checked: jpeg.Checked | None = None
+    primary: isobmff.Primary | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _prepared(stream: BinaryIO, format: str, head: bytes, limits: Limits) -> _File:
+    """What has to be known, and refused, before Pillow opens a file."""
+    if format == "gif":
+        screen = gif.measure(stream, limits)
+        widest = max((frame.left + frame.width for frame in screen.frames), default=0)
+        highest = max((frame.top + frame.height for frame in screen.frames), default=0)
+        check_size(max(screen.width, widest), max(screen.height, highest), len(screen.frames), limits)
+        return _File(stream, screen=screen)
+    if format == "webp":  # Pillow allocates the canvas when it opens one
+        check_size(*webp.canvas_size(head), 1, limits)
+        return _File(webp.with_alpha(stream))
+    if format == "jpeg":
+        checked = jpeg.check(stream)
+        return _File(io.BytesIO(checked.header), checked=checked, notes=checked.notes)
+    if format == "avif":
+        data = stream.read()
+        primary = isobmff.read(data)
+        if primary.crop_at:
+            data = isobmff.without_crop(data, primary)
+        return _File(io.BytesIO(data), primary=primary)
+    if format == "png":
+        whole, notes = png.whole(stream)
+        check_size(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), 1, limits)
+        return _File(whole, notes=notes)
+    return _File(stream)
+
+
+def _frames(
+    file: _File, image: Image.Image, known: Image.Image, found: Probe, head: bytes, first: int, limits: Limits
+) -> Iterator[Picture]:
+    """Frames that are held whole.
+
+    Args:
+        file: what was prepared.
+        image: opened by Pillow.
+        known: the same, to read metadata from.
+        found: the header.
+        head: first bytes of the file.
+        first: which of Pillow's frames is the first.
+        limits: what to refuse.
+    """
+    stream, checked, format, frames = file.stream, file.checked, found.format, found.frames
+    at = stream.tell()  # Pillow reads on from here
+    drawn, durations = _drawn(stream, format, file.screen, frames, found.bits)
+    if checked and not checked.usual:
+        drawn = iter([jpeg.decode_unusual(checked)])
+    crop = _crop(file, frames)
+    for index in range(first, first + frames):
+        with decoder_errors():
+            if index and drawn is None:
+                image.seek(index)
+            if image.width * image.height > limits.input_pixels:
+                raise TooLarge("a frame is larger than the picture's header says")
+            if drawn is None or (index == first and not checked and known is image):
+                stream.seek(at)
+                image.load()
+            if checked and checked.usual:
+                jpeg.refuse_truncated(checked, np.asarray(image))
+            later, samples = index > first, None if drawn is None else next(drawn)
+            duration = durations[index - first] if durations else image.info.get("duration", 0.0)
+            picture = _picture(known, format, head, stream, samples, later, found.plays is not None, duration, crop)
+            if picture.pixels.shape[:2] != (found.height, found.width):
+                raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
+            samples = None  # these would be held for as long as the picture is worked on
+            if frames == 1:
+                image.close()
+                drawn = None
+        yield picture
+
+
+def _crop(file: _File, frames: int) -> isobmff.Crop | None:
+    return file.primary.crop if file.primary and frames == 1 else None
+
+
+def _put_right(image: Image.Image, file: _File) -> None:
+    """Metadata as the file has it where Pillow changes it, and without what speaks of things that are left out."""
+    if file.primary and file.primary.still:
+        image.info[_TURNED] = orientation_of(image.info.get("exif"))  # what irot and imir say, by Pillow
+        image.info["exif"] = file.primary.exif or b""
+    if file.checked and file.checked.emptied and (packet := image.info.get("xmp")):
+        image.info["xmp"] = without_others(packet)
+
+
+def _known(stream: BinaryIO) -> Image.Image:
+    """An animated PNG as a still of one pixel: to read texts Pillow draws all frames, and fails to blend some."""
+    at = stream.tell()
+    still = Image.open(io.BytesIO(png.without_pixels(stream)))
+    still.load()
+    stream.seek(at)
+    return still
 
 
 def _left_out(image: Image.Image, deep: int, still: bool) -> tuple[str, ...]:

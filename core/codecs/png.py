@@ -117,7 +117,7 @@ def _chunk(name: bytes, data: bytes | memoryview) -> bytes:
 
 
 def without_pixels(stream: BinaryIO) -> bytes:
-    """A PNG of one pixel with all other chunks of a file, of which only their own bytes are read."""
+    """A still PNG of one pixel with all other chunks of a file, of which only their own bytes are read."""
     stream.seek(len(_SIGNATURE))
     parts, stored = [_SIGNATURE], False
     while len(head := stream.read(8)) == 8:
@@ -127,6 +127,9 @@ def without_pixels(stream: BinaryIO) -> bytes:
             if not stored:
                 parts.append(_chunk(b"IDAT", zlib.compress(bytes(9))))  # the most that a pixel has, and its filter
             stored = True
+            continue
+        if name in (b"acTL", b"fcTL", b"fdAT"):
+            stream.seek(length + 4, os.SEEK_CUR)
             continue
         content = stream.read(length + 4)
         if name == b"IHDR":  # width and height are its first numbers

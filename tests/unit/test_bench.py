@@ -6,9 +6,12 @@ import importlib.util
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from bench import __main__ as runner
+from bench import conformance
+from tests.unit.pictures import corners, saved
 
 PRINTED = """2 threads
 | input | dtype | theirs, s | ours, s | ratio |
@@ -61,3 +64,22 @@ def test_results_are_written_after_each(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "Failed with exit code 2" in text
     assert all(line in text for line in runner.machine()[:2])
     ElementTree.parse(tmp_path / "results.svg")
+
+
+def test_conformance_sees_what_differs(tmp_path: Path) -> None:
+    decoders = conformance.installed()
+    if not decoders:
+        pytest.skip("no independent decoder is installed")
+    (tmp_path / "a.png").write_bytes(saved(corners(), "PNG"))
+    (tmp_path / "b.jpg").write_bytes(saved(corners(32, 48), "JPEG", quality=95, subsampling=0))
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("a.png", "b.jpg"):
+        found = list(conformance.outcomes(tmp_path / name, decoders))
+        assert found
+        assert {outcome for _, outcome in found} == {"equal"}
+    assert not list(conformance.outcomes(tmp_path / "c.png", decoders))  # nobody reads it
+    mine, _ = conformance.ours(tmp_path / "a.png")
+    assert conformance.difference(mine, mine, "png") == "equal"
+    assert conformance.difference(mine, mine[:-1], "png") == "20x12 and 20x11"
+    assert "alpha" in conformance.difference(mine, mine * np.float32([1, 1, 1, 0.5]), "png")
+    assert conformance.difference(mine, mine * np.float32(0.9), "png").startswith("mean")
