@@ -19,7 +19,7 @@ import core
 from handler import jobs, s3_event, upload_queue, worker
 from handler.jobs import State
 from handler.settings import Settings
-from handler.storage import S3Storage, Unavailable
+from handler.storage import LocalStorage, Unavailable
 from tests.infra import graph
 from tests.integration.work import AT_ONCE, Context, picture
 
@@ -64,21 +64,17 @@ class Queue:
 
 @pytest.fixture
 def queue(aws_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    """Bucket, notification and queues with the template's own properties; waits are short here."""
-    resources = graph.source()["Resources"]
+    """Queues with the template's own properties; what is to come again soon comes at once here."""
+    properties = graph.source()["Resources"]["Uploads"]["Properties"]
     with mock_aws():
-        sqs, s3 = boto3.client("sqs"), boto3.client("s3")
+        sqs = boto3.client("sqs")
         dead = sqs.create_queue(QueueName="dead")["QueueUrl"]
-        policy = {**resources["Uploads"]["Properties"]["RedrivePolicy"], "deadLetterTargetArn": arn(dead)}
-        attributes: Any = {"RedrivePolicy": json.dumps(policy), "VisibilityTimeout": "5400"}
+        policy = {**properties["RedrivePolicy"], "deadLetterTargetArn": arn(dead)}
+        attributes: Any = {
+            "RedrivePolicy": json.dumps(policy),
+            "VisibilityTimeout": str(properties["VisibilityTimeout"]),
+        }
         url = sqs.create_queue(QueueName="uploads", Attributes=attributes)["QueueUrl"]
-        s3.create_bucket(Bucket=BUCKET)
-        [told] = resources["Bucket"]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
-        rules = told["Filter"]["S3Key"]["Rules"]
-        notification: Any = {"QueueArn": arn(url), "Events": [told["Event"]], "Filter": {"Key": {"FilterRules": rules}}}
-        s3.put_bucket_notification_configuration(
-            Bucket=BUCKET, NotificationConfiguration={"QueueConfigurations": [notification]}
-        )
         monkeypatch.setattr(upload_queue, "AGAIN_SECONDS", 0)
         upload_queue.sqs_client.cache_clear()
         yield Queue(url, dead)
@@ -91,10 +87,10 @@ def arn(url: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_thousand_uploads_each_once(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_uploads_each_once(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network does nothing: a picture is copied. A hundred events come again, the store fails now and then."""
     data, dice, runs = picture(), random.Random(0), Counter[str]()
-    storage = S3Storage(BUCKET, attempts=1)
+    storage = LocalStorage(tmp_path)
 
     class Flaky:
         """The store, which fails now and then."""
@@ -103,7 +99,7 @@ def test_a_thousand_uploads_each_once(queue: Queue, monkeypatch: pytest.MonkeyPa
             real = getattr(storage, name)
 
             def call(*arguments: Any, **named: Any) -> Any:
-                if dice.random() < 1 / 30:
+                if dice.random() < 1 / 200:
                     raise Unavailable("the store failed: 503")
                 return real(*arguments, **named)
 
@@ -125,20 +121,26 @@ def test_a_thousand_uploads_each_once(queue: Queue, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(jobs, "succeed", count)
     monkeypatch.setattr(core, "upscale", copy)
     monkeypatch.setattr(worker, "run_job", lambda *a, **named: run_job(*a, **{**named, "retry_delays": AT_ONCE[:1]}))
-    settings = Settings(bucket=BUCKET, upload_queue_url=queue.url, warm_model="none", lease_seconds=0.01)
+    settings = Settings(bucket=BUCKET, upload_queue_url=queue.url, warm_model="none", lease_seconds=1)
     monkeypatch.setattr(s3_event, "open_from_environment", lambda: (settings, Flaky()))
 
+    bodies = []
     for number in range(MANY):
-        storage.put(f"uploads/{number}.png", data, "image/png")
-    sqs = boto3.client("sqs")
-    first = sqs.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=10, VisibilityTimeout=0)["Messages"]
-    for message in first * 10:
-        sqs.send_message(QueueUrl=queue.url, MessageBody=message["Body"])
-    sqs.send_message(QueueUrl=queue.url, MessageBody="no JSON")
-    assert queue.count(queue.url) == MANY + 102  # the last is S3's own test event
-
-    handled = [queue.round() for _ in range(ROUNDS)]
-    assert handled[0] >= MANY + 101
+        key = f"uploads/{number}.png"
+        storage.put(key, data, "image/png")
+        item = {"key": key, "size": len(data), "eTag": storage.head(key).etag.strip('"'), "sequencer": f"{number:018X}"}
+        record = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": BUCKET}, "object": item}}
+        bodies.append(json.dumps({"Records": [record]}))
+    bodies += [*dice.sample(bodies, 100), "no JSON", json.dumps({"Event": "s3:TestEvent", "Bucket": BUCKET})]
+    dice.shuffle(bodies)
+    sqs, handled = boto3.client("sqs"), 0
+    for first in range(0, len(bodies), 10):  # in waves: moto looks at every message for each call
+        entries: Any = [{"Id": str(i), "MessageBody": body} for i, body in enumerate(bodies[first : first + 10])]
+        sqs.send_message_batch(QueueUrl=queue.url, Entries=entries)
+        if first % 50 == 0:
+            handled += queue.round()
+    handled += sum(queue.round() for _ in range(ROUNDS))
+    assert handled >= MANY + 102
     assert queue.count(queue.url) == 0
     found = list(jobs.every(storage))
     given_up = queue.count(queue.dead)
