@@ -109,6 +109,12 @@ class Settings(BaseSettings):
         default="",
         description="folder of models that requests may name by their files' names, or an s3:// prefix of such",
     )
+    models: str = Field(
+        default="",
+        description="names, hub ids and patterns such as caidas/*, separated by commas, that callers may ask for "
+        "besides the embedded models, MODEL, and those that are on this machine already; they are downloaded. "
+        "*: every hub id",
+    )
     warm_model: str = Field(
         default="photo-x2", description="model loaded by a thread at start; none: loaded at first use"
     )
@@ -210,6 +216,11 @@ class Settings(BaseSettings):
     def response_limit(self) -> int | None:
         """Bytes that a response may carry, None without a limit (local mode)."""
         return None if self.local else self.max_response_bytes
+
+    @property
+    def allowed_models(self) -> tuple[str, ...]:
+        """`models`, one by one."""
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

@@ -8,15 +8,18 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, BinaryIO
 
+import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 import core
+from core import models
 from core.formats import FORMATS, MEDIA_TYPES
 from handler import jobs, logs, options, routing, s3_models
 from handler.jobs import Backend, Estimate, Job
@@ -98,6 +101,7 @@ async def upscale(
                 headers["Preference-Applied"] = "respond-async"
             return JSONResponse(view(request, service, job), 202, headers)
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
+        await anyio.to_thread.run_sync(_have_model, chosen, limiter=service.downloads)
         async with service.limiter.enter(plan.seconds, client, request.is_disconnected):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
     name = chosen.result_name(name, made.format, max_bytes=MAX_NAME)
@@ -125,6 +129,13 @@ async def upscale(
 def _prepare(service: Service, file: BinaryIO, asked: core.Options) -> tuple[core.Probe, Estimate]:
     header = core.probe(file, options.limits(service.settings))
     return header, routing.plan(header, asked, service.settings)
+
+
+def _have_model(asked: core.Options) -> None:
+    """Wait for a download before there is a place to work for it, in threads that requests do not need."""
+    if asked.model is not None:
+        with suppress(core.ModelError):  # the chain of fall-backs is the core's
+            models.fetch(models.spec_of(asked.model))
 
 
 def _make(
