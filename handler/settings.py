@@ -144,7 +144,9 @@ class Settings(BaseSettings):
         default="", description="origins, separated by commas, whose pages may call; *: every page; empty: none"
     )
     api_key: SecretStr = Field(
-        default=SecretStr(""), description="local mode: key that callers send as X-API-Key; empty: none needed"
+        default=SecretStr(""),
+        description="local mode: keys, separated by commas, one of which callers send as X-API-Key or bearer token; "
+        "each sees its own jobs only; empty: none needed",
     )
     rate_limit: str = Field(
         default="60/minute",
@@ -216,6 +218,11 @@ class Settings(BaseSettings):
     def response_limit(self) -> int | None:
         """Bytes that a response may carry, None without a limit (local mode)."""
         return None if self.local else self.max_response_bytes
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """`api_key`, one by one."""
+        return tuple(key.strip() for key in self.api_key.get_secret_value().split(",") if key.strip())
 
     @property
     def allowed_models(self) -> tuple[str, ...]:

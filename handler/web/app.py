@@ -51,11 +51,11 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Content-Type", "Prefer", "X-API-Key"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key"],
             expose_headers=EXPOSED,
             max_age=3600,
         )
     app.add_middleware(guard.request_ids)
     app.add_middleware(partial(stage.under_root, settings=settings))
-    app.openapi = partial(openapi.describe, app, bool(settings.api_key.get_secret_value()))  # type: ignore[method-assign]
+    app.openapi = partial(openapi.describe, app, bool(settings.api_keys))  # type: ignore[method-assign]
     return app

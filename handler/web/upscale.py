@@ -23,7 +23,7 @@ from core import models
 from core.formats import FORMATS, MEDIA_TYPES
 from handler import jobs, logs, options, routing, s3_models
 from handler.jobs import Backend, Estimate, Job
-from handler.names import MAX_NAME, content_disposition, file_name
+from handler.names import MAX_NAME, content_disposition, file_name, without_folders
 from handler.options import RequestOptions
 from handler.web.forms import merge_options, receive_form
 from handler.web.problems import documented
@@ -108,7 +108,7 @@ async def upscale(
     headers = {
         "Content-Disposition": content_disposition(name),
         # A model from S3 ran as a directory of this machine; people know it by the name that they gave.
-        "X-Upscale-Model": str(asked.model) if made.model == chosen.model else made.model,
+        "X-Upscale-Model": without_folders(str(asked.model) if made.model == chosen.model else made.model),
         "X-Upscale-Degraded": str(made.degraded).lower(),
         "X-Upscale-Milliseconds": str(round((made.seconds + made.load_seconds) * 1000)),
     }
