@@ -87,6 +87,12 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
+
+    def stopping() -> None:
+        service.stopping.set()
+        if workers is not None:
+            workers.ask_to_stop()
+
     server = connections.Server(
         uvicorn.Config(
             api.app,
@@ -102,7 +108,7 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         ),
-        workers.ask_to_stop if workers is not None else None,
+        stopping,
     )
     try:
         server.run(sockets=[listener])

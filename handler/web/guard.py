@@ -108,6 +108,8 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
         try:
             headers = Headers(scope=scope)
             check(scope, headers)
+            if scope["method"] == "HEAD" and not scope["path"].startswith((_STATIC, _SIGNED)):
+                scope = {**scope, "method": "GET"}  # the server leaves out the body
             await app(scope, _limited(receive, headers, settings.max_upload_bytes), send_and_note)
         except Exception as error:
             problem = problems.problem_of(error)
@@ -127,7 +129,9 @@ def _limited(receive: Receive, headers: Headers, max_upload: int) -> Receive:
     Raises:
         Problem: too_large, at once where the length is declared.
     """
-    form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+    form = headers.get("content-type", "").lower().startswith(("multipart/form-data", "image/", "application/octet"))
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem("unsupported_media_type", "send the body as it is, without Content-Encoding")
     most = max_upload + OVERHEAD if form else OVERHEAD
     limit = f"the input is over the limit of {max_upload if form else OVERHEAD:,} bytes"
     declared = headers.get("content-length", "").lstrip("0")

@@ -39,6 +39,7 @@ class Service:
         start: called with the id of a job that is queued.
 
     Attributes:
+        stopping: set when the server ends: nobody may be kept waiting then.
         downloads: threads that wait for models.
         queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
         limiter: pictures that are answered with the result itself.
@@ -51,6 +52,7 @@ class Service:
         self.queued: Callable[[], list[Turn]] = list
         self.limiter = ConcurrencyLimiter(settings.max_concurrency, settings.queue_seconds)
         self.previews = ConcurrencyLimiter(1, PREVIEWS, express=0)
+        self.stopping = threading.Event()
         self.downloads = CapacityLimiter(DOWNLOADS)
         self._given = storage
         self._checking = threading.Lock()
