@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
+from core import downloads
 from core.errors import ModelError
 from core.networks import checkpoints
 
@@ -52,7 +53,7 @@ def fetch_file(name: str) -> Path:
         address = f"{constants.ENDPOINT}/{repository}/resolve/main/{quote(file)}"
         size = get_hf_file_metadata(address, timeout=HUB_SECONDS).size
         checkpoints.check_size(size or 0, file)
-        return Path(hf_hub_download(repository, file, etag_timeout=HUB_SECONDS))
+        return downloads.once(name, lambda: Path(hf_hub_download(repository, file, etag_timeout=HUB_SECONDS)))
     except ModelError:
         raise
     except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
@@ -73,7 +74,7 @@ def fetch_folder(hub_id: str, wanted: tuple[str, ...], weights: tuple[str, ...])
     Raises:
         ModelError: the hub does not answer, or does not know the id.
     """
-    from huggingface_hub import constants, get_session, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     needed, files = wanted[0], [*wanted, *weights]
@@ -83,11 +84,52 @@ def fetch_folder(hub_id: str, wanted: tuple[str, ...], weights: tuple[str, ...])
             return cached
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass  # not in the cache
+    return downloads.once(f"{hub_id} ({', '.join(files)})", lambda: _download(hub_id, files))
+
+
+def is_cached(name: str, wanted: tuple[str, ...], weights: tuple[str, ...]) -> bool:
+    """Say whether a model is on this machine; nothing is asked of the network.
+
+    Args:
+        name: `owner/name`, or a file of a repository.
+        wanted: as for `fetch_folder`, of a repository.
+        weights: as there.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    match = _FILE.fullmatch(name)
+    if match is not None:
+        return isinstance(try_to_load_from_cache(match[1], match[2]), str)
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=[*wanted, *weights], local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return False
+    return (cached / wanted[0]).is_file() and any((cached / each).is_file() for each in weights)
+
+
+def _download(hub_id: str, files: list[str]) -> Path:
+    """Fetch files of a repository into the cache.
+
+    Raises:
+        ModelError.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
     try:
         # The listing that a download begins with has no time limit: first see whether anybody answers at all.
-        get_session().head(f"{constants.ENDPOINT}/{hub_id}/resolve/main/{needed}", timeout=HUB_SECONDS)
+        get_session().head(f"{constants.ENDPOINT}/{hub_id}/resolve/main/{files[0]}", timeout=HUB_SECONDS)
+        for file in files:
+            try:
+                found = get_hf_file_metadata(hf_hub_url(hub_id, file), timeout=HUB_SECONDS)
+            except EntryNotFoundError:
+                continue
+            checkpoints.check_size(found.size or 0, file)
         return Path(snapshot_download(hub_id, allow_patterns=files, etag_timeout=HUB_SECONDS))
-    except Exception as error:  # as above
+    except ModelError:
+        raise
+    except Exception as error:  # the hub client raises its own, its HTTP library's and plain errors
         raise ModelError(f"the hub did not give {hub_id}: {_one_line(error)}") from error
 
 

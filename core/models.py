@@ -292,6 +292,21 @@ def fallback_chain(name: str | None, wanted: float = 2.0, format: str = "png") -
     return (name, *(step for step in FALLBACKS if step not in (name, asked)), last)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model needs no download.
+
+    Args:
+        name: one of `MODELS`, or a hub id.
+    """
+    source = MODELS[name].source if name in MODELS else name
+    if Path(source).is_absolute():  # embedded
+        return True
+    try:
+        return hub.is_cached(source, ("config.json",), WEIGHT_FILES)
+    except ImportError:
+        return False
+
+
 def spec_of(name: str) -> ModelSpec:
     """Look up the numbers of a model, without loading its weights.
 

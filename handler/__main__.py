@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from pydantic import SecretStr, ValidationError
 
+from core import models
+from core.errors import ModelError
 from handler import logs
 from handler.settings import Settings, get_settings
 from handler.storage import ForeignDirectory, Storage, Unavailable, open_storage
@@ -40,6 +42,9 @@ def main() -> int:
         for wrong in error.errors(include_url=False):
             name = "_".join(str(part) for part in wrong["loc"]).upper()
             print(f"error: {name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr)
+        return 2
+    if wrong := _wrong_model(settings):
+        print(f"error: {wrong}", file=sys.stderr)
         return 2
     try:
         listener = socket.create_server(
@@ -82,6 +87,12 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
+
+    def stopping() -> None:
+        service.stopping.set()
+        if workers is not None:
+            workers.ask_to_stop()
+
     server = connections.Server(
         uvicorn.Config(
             api.app,
@@ -97,7 +108,7 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         ),
-        workers.ask_to_stop if workers is not None else None,
+        stopping,
     )
     try:
         server.run(sockets=[listener])
@@ -127,6 +138,19 @@ def settings_table() -> str:
         shown = "" if default in ("", None) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)
+
+
+def _wrong_model(settings: Settings) -> str:
+    """Why MODEL or WARM_MODEL can never be had, as a line; empty when it can, or the hub has to be asked for it."""
+    for setting, name in (("MODEL", settings.model), ("WARM_MODEL", settings.warm_model)):
+        if not name or name == "none" or name.startswith("s3://"):
+            continue
+        if Path(name).exists() or name.count("/") != 1:
+            try:
+                models.fetch(models.spec_of(name)) if name not in models.MODELS else None
+            except ModelError as error:
+                return f"{setting}: {error}"
+    return ""
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:

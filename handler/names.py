@@ -9,6 +9,14 @@ from urllib.parse import quote
 #: Longest name in a key, in UTF-8 bytes.
 MAX_NAME = 200
 
+#: An absolute path, but not the path of a URL.
+_PATH = re.compile(r"(?<![\w:/.])/(?:[^\s/:,;]+/)+([^\s/:,;]*)")
+
+
+def without_folders(text: str) -> str:
+    """A message with paths of this machine shortened to their last part: the rest is nobody's business."""
+    return _PATH.sub(r"\1", text)
+
 
 def file_name(raw: str, default: str = "image") -> str:
     """A name fit for a key and for saving: the last part of a path, no control characters, at most 200 UTF-8 bytes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,7 +31,7 @@ class RequestOptions(BaseModel):
 
     model: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="A name from `GET /models`, or a Hugging Face hub id in the same format.",
+        description="A name from `GET /models`, or a hub id that is offered here.",
         examples=["compact-x2"],
         json_schema_extra={"minLength": 1},
     )
@@ -140,19 +141,45 @@ def _check_model(name: str, settings: Settings) -> None:
     Raises:
         core.OptionsError: with the names that there are.
     """
-    if name in models.MODELS or (settings.model and name == settings.model):
+    if may_ask_for(name, settings):
         return
+    offered = ", ".join(name for name in models.MODELS if may_ask_for(name, settings))
+    if name in models.MODELS or _on_hub(name):
+        raise core.OptionsError(
+            f"the model {name} is not offered here: give one of {offered}; "
+            "who runs the service may add it to its setting MODELS"
+        )
+    raise core.OptionsError(f"there is no model {name[:100]!r}: give one of {offered}")
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name has the form of a hub id, or of a file there, and is nothing on this machine."""
+    formed = _HUB_ID.fullmatch(name) is not None or hub.is_file_name(name)
+    return formed and len(name) <= 200 and not Path(name).exists()
+
+
+def may_ask_for(name: str, settings: Settings) -> bool:
+    """Whether callers may ask for a model: what comes with the service, or is configured, allowed, or here already.
+
+    Args:
+        name: of `core.models.MODELS`, a hub id, or an `s3://` prefix.
+        settings: MODEL and MODELS.
+    """
+    if settings.model and name == settings.model:
+        return True
+    if settings.bucket and name.startswith(f"s3://{settings.bucket}/models/"):
+        return True
     if settings.models_dir and _SHORT_NAME.fullmatch(name):
         where = settings.models_dir
         if where.startswith(SCHEME) or model_folder.find(name, Path(where)):
-            return
-    if settings.bucket and name.startswith(f"s3://{settings.bucket}/models/"):
-        return
-    if (_HUB_ID.fullmatch(name) or hub.is_file_name(name)) and len(name) <= 200 and not Path(name).exists():
-        return
-    raise core.OptionsError(
-        f"there is no model {name[:100]!r}: give one of {', '.join(models.MODELS)}, or a hub id such as owner/name"
-    )
+            return True
+    known = models.MODELS.get(name)
+    if known is None and not _on_hub(name):
+        return False
+    names = {name, known.source if known else name}
+    if any(fnmatchcase(each, pattern) for each in names for pattern in settings.allowed_models):
+        return True
+    return models.is_here(name)
 
 
 def limits(settings: Settings) -> core.Limits:

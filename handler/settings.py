@@ -109,6 +109,12 @@ class Settings(BaseSettings):
         default="",
         description="folder of models that requests may name by their files' names, or an s3:// prefix of such",
     )
+    models: str = Field(
+        default="",
+        description="names, hub ids and patterns such as caidas/*, separated by commas, that callers may ask for "
+        "besides the embedded models, MODEL, and those that are on this machine already; they are downloaded. "
+        "*: every hub id",
+    )
     warm_model: str = Field(
         default="photo-x2", description="model loaded by a thread at start; none: loaded at first use"
     )
@@ -138,7 +144,9 @@ class Settings(BaseSettings):
         default="", description="origins, separated by commas, whose pages may call; *: every page; empty: none"
     )
     api_key: SecretStr = Field(
-        default=SecretStr(""), description="local mode: key that callers send as X-API-Key; empty: none needed"
+        default=SecretStr(""),
+        description="local mode: keys, separated by commas, one of which callers send as X-API-Key or bearer token; "
+        "each sees its own jobs only; empty: none needed",
     )
     rate_limit: str = Field(
         default="60/minute",
@@ -210,6 +218,16 @@ class Settings(BaseSettings):
     def response_limit(self) -> int | None:
         """Bytes that a response may carry, None without a limit (local mode)."""
         return None if self.local else self.max_response_bytes
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """`api_key`, one by one."""
+        return tuple(key.strip() for key in self.api_key.get_secret_value().split(",") if key.strip())
+
+    @property
+    def allowed_models(self) -> tuple[str, ...]:
+        """`models`, one by one."""
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

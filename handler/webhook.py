@@ -6,6 +6,12 @@ A call is a POST of JSON with three headers of ours:
     X-Upscale-Timestamp: <seconds since 1970>
     X-Upscale-Signature: sha256=<hex of HMAC-SHA256(secret, timestamp + "." + body)>
 
+and the three of Standard Webhooks, for which there are ready verifiers in many languages:
+
+    webhook-id: msg_<job id>
+    webhook-timestamp: <seconds since 1970>
+    webhook-signature: v1,<base64 of HMAC-SHA256(key, id + "." + timestamp + "." + body)>
+
 The receiver computes the signature over the bytes that it got (see `verify`), compares in constant time and refuses
 timestamps that are minutes old. Any 2xx answer is a delivery.
 
@@ -14,6 +20,7 @@ The address is the client's choice: see `safe_post` for what is not called.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import http.client
@@ -22,6 +29,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +71,23 @@ class DeliveryOutcome:
 def sign(secret: str, timestamp: int, body: bytes) -> str:
     """The value of X-Upscale-Signature."""
     return "sha256=" + hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+
+
+def sign_standard(secret: str, id: str, timestamp: int, body: bytes) -> str:
+    """The value of webhook-signature, as https://www.standardwebhooks.com has it.
+
+    Args:
+        secret: `whsec_` and base64 of the key, as their libraries want it; any other text is the key itself.
+        id: webhook-id.
+        timestamp: webhook-timestamp, seconds since 1970.
+        body: as sent.
+    """
+    key = secret.encode()
+    if secret.startswith("whsec_"):
+        with suppress(ValueError):
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    signed = hmac.new(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(signed).decode()
 
 
 def verify(secret: str, timestamp: str, body: bytes, signature: str, *, now: float, tolerance: float = 300) -> bool:
@@ -117,8 +142,11 @@ def deliver(
         timestamp = int(time.time())
         sent = {"Content-Type": "application/json", "User-Agent": "serverless-upscaler", **(headers or {})}
         sent["X-Upscale-Timestamp"] = str(timestamp)
+        sent["webhook-timestamp"] = str(timestamp)
         if secret:
             sent["X-Upscale-Signature"] = sign(secret, timestamp, body)
+            if "webhook-id" in sent:
+                sent["webhook-signature"] = sign_standard(secret, sent["webhook-id"], timestamp, body)
         try:
             status = post(url, body, sent, time.monotonic() + timeout, resolve, allow_private)
         except Refused as refused:
@@ -176,7 +204,8 @@ def deliver_once(
         return None
     if job.webhook is None:  # for the type checker: begin() has seen it
         return None
-    outcome = deliver(job.webhook.url, payload(job), secret, allow_private=allow_private, headers={"X-Upscale-Job": id})
+    names = {"X-Upscale-Job": id, "webhook-id": f"msg_{id}"}
+    outcome = deliver(job.webhook.url, payload(job), secret, allow_private=allow_private, headers=names)
     if not outcome.delivered:
         log.warning("webhook of job %s not delivered: %s", id, outcome.error)
     news = {

@@ -20,7 +20,7 @@ import core
 from core.formats import MEDIA_TYPES
 from handler import batch, jobs, options, remote_file, routing, s3_models, webhook
 from handler.jobs import Backend, Job, Progress, State, StoredFile
-from handler.names import MAX_NAME, file_name
+from handler.names import MAX_NAME, file_name, without_folders
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError, Unavailable
 from handler.workspace import workspace
@@ -180,7 +180,9 @@ def _end(attempt: _Attempt) -> Job | None:
 
     def fail(code: str, message: str) -> Job:
         log.warning("job %s: %s: %s", job.id, code, message)
-        return with_retries(lambda: jobs.fail(attempt.storage, attempt.leased.job, code, message), attempt.retry_delays)
+        return with_retries(
+            lambda: jobs.fail(attempt.storage, attempt.leased.job, code, without_folders(message)), attempt.retry_delays
+        )
 
     def hand_over() -> Job:
         return with_retries(
@@ -273,7 +275,7 @@ def _work(attempt: _Attempt) -> Job:
     timings = {"read": read, "load": made.load_seconds, "work": made.seconds, "write": time.perf_counter() - start}
     # A model from S3 ran as a directory; people know it by the name that they gave.
     folder_name, model_name = str(chosen.model), str(asked.model)
-    reason = missing or made.reason.replace(folder_name, model_name)
+    reason = without_folders(missing or made.reason.replace(folder_name, model_name))
     if made.degraded:
         log.warning("job %s: made by %s, a fallback: %s", job.id, made.model, reason)
     # Not `attempt.with_retries`: the result is there, so what could still stop the job comes too late.
@@ -282,7 +284,7 @@ def _work(attempt: _Attempt) -> Job:
             storage,
             attempt.leased.job,
             result,
-            model_used=model_name if made.model == folder_name else made.model,
+            model_used=without_folders(model_name if made.model == folder_name else made.model),
             degraded=made.degraded,
             reason=reason,
             timings={stage: round(taken, 3) for stage, taken in timings.items()},

@@ -176,12 +176,14 @@ def load(name: str, device: str, dtype: str | None = None) -> tuple[Model, float
     Raises:
         ModelError: it cannot be found, fetched or loaded, or needs PyTorch where that is absent.
     """
+    spec = models.spec_of(name)
+    if not runs_from_file(spec, device) and has_torch():
+        models.fetch(spec)  # not under the lock: a slow hub must not hold up those who want another model
     with _lock:  # a second caller waits for the first one's load and then finds it warm
         kept = _warm.get((name, device, dtype)) if dtype else None
         if kept:
             return kept, 0.0
         start = time.perf_counter()
-        spec = models.spec_of(name)
         if not runs_from_file(spec, device) and not has_torch():
             raise ModelError(models.INSTALL_TORCH)
         dtype = dtype or pick_dtype(spec, device)

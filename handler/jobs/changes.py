@@ -344,6 +344,18 @@ def cancel(storage: Storage, id: str, *, clock: Clock = utc_now) -> Job:
     return job
 
 
+def delete(storage: Storage, job: Job) -> None:
+    """Remove a final job with its upload and its results; the document first, so that nothing names what is gone.
+
+    Raises:
+        storage.Unavailable.
+    """
+    storage.delete(job_key(job.id))
+    storage.delete(job.input.key)
+    for found in list(storage.list(f"results/{job.id}/")):
+        storage.delete(found.key)
+
+
 class _NothingToDo(Exception):
     """Ends a change that would change nothing."""
 

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 import core
 from handler.settings import Settings
 from handler.storage import Storage
-from handler.web import guard, info, jobs, local_links, openapi, page, preview, problems, stage, upscale
+from handler.web import guard, info, jobs, listing, local_links, openapi, page, preview, problems, stage, upscale
 from handler.web.schemas import DESCRIPTION, EXPOSED
 from handler.web.service import Service
 
@@ -36,11 +36,12 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         redirect_slashes=False,
         docs_url=None,  # `handler.web.page` has them, from files of this machine
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # names of functions in generated clients
     )
     app.state.service = Service(settings, storage, start)
     routes = list(app.routes)  # the description
     routers = [upscale.router, jobs.router, preview.router, info.router, page.router]
-    for router in (*routers, *([local_links.router] if settings.local else ())):
+    for router in (*routers, *([local_links.router, listing.router] if settings.local else ())):
         app.include_router(router)
         routes += router.routes
 
@@ -51,11 +52,11 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Content-Type", "Prefer", "X-API-Key"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key"],
             expose_headers=EXPOSED,
             max_age=3600,
         )
     app.add_middleware(guard.request_ids)
     app.add_middleware(partial(stage.under_root, settings=settings))
-    app.openapi = partial(openapi.describe, app, bool(settings.api_key.get_secret_value()))  # type: ignore[method-assign]
+    app.openapi = partial(openapi.describe, app, bool(settings.api_keys))  # type: ignore[method-assign]
     return app

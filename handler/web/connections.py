@@ -57,18 +57,17 @@ class Server(uvicorn.Server):
 
     Args:
         config: as for uvicorn.
-        stopping: called in a signal handler.
+        stopping: called in a thread.
     """
 
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None] | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
         super().__init__(config)
         self._stopping = stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT or SIGTERM."""
         super().handle_exit(sig, frame)
-        if self._stopping is not None:
-            threading.Thread(target=self._stopping, name="stopping").start()  # it takes locks, a handler must not
+        threading.Thread(target=self._stopping, name="stopping").start()  # it takes locks, a handler must not
 
 
 class GuardedProtocol(H11Protocol):

@@ -1,52 +1,107 @@
-"""The multipart form of a picture and its options."""
+"""The picture of a request and its options: a multipart form, or the picture itself as the body."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from tempfile import SpooledTemporaryFile
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 import core
 from handler.web import problems
 from handler.web.problems import Problem
 
+#: What a part with a picture may be called.
+PARTS = ("file", "image")
+#: Bytes of an upload that are kept in memory; more are on disk.
+_IN_MEMORY = 1 << 20
+
 
 @asynccontextmanager
 async def receive_form(request: Request) -> AsyncIterator[tuple[UploadFile, list[tuple[str, str]]]]:
-    """The one picture of a multipart form, on disk where it is large, and the other fields.
+    """The one picture of a request, on disk where it is large, and the other fields of its form.
 
     Yields:
         The file, and (name, value) of each field in the order of the form.
 
     Raises:
-        Problem: not a form, malformed, none or several pictures, or too large.
+        Problem: neither a form nor a picture, malformed, cut off, none or several pictures, or too large.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise Problem("unsupported_media_type")
     try:
-        form = await request.form(max_files=2, max_fields=20, max_part_size=8192)
-    except Problem:  # too large, from the guard
-        raise
-    except HTTPException as error:
-        cause = error.__context__.__cause__ if error.__context__ else None
-        why = str(cause or error.detail).rstrip(".")
-        raise Problem("malformed_request", f"the multipart form cannot be read: {why[:1].lower()}{why[1:]}") from error
+        if kind == "multipart/form-data":
+            form = await _form(request)
+        elif kind.startswith("image/") or kind == "application/octet-stream":
+            form = FormData([("file", await _body(request))])
+        else:
+            raise Problem("unsupported_media_type")
+    except OSError as error:  # where large uploads lie
+        raise Problem("storage_unavailable", "there is no room for uploads at the moment") from error
     try:
         files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         files = [(name, part) for name, part in files if part.filename or part.size]  # a form sent with none chosen
         fields = [(name, part) for name, part in form.multi_items() if isinstance(part, str)]
         if len(files) > 1:
             raise Problem("several_files")
-        if not files or files[0][0] != "file":
+        if not files or files[0][0] not in PARTS:
             found = f", not {files[0][0][:100]!r}" if files else ""
             raise Problem("no_file", problems.CODES["no_file"].example + found)
         yield files[0][1], fields
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Starlette's, which also takes a picture without a file name, and knows whether the form was whole."""
+
+    whole = False
+
+    def on_headers_finished(self) -> None:
+        """A part that must be a picture is a file, whether its file has a name or not."""
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if b"filename" not in options and options.get(b"name", b"").decode(errors="replace") in PARTS:
+            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        """The last boundary was there."""
+        self.whole = True
+
+
+async def _form(request: Request) -> FormData:
+    async with aclosing(request.stream()) as stream:
+        parser = _Parser(request.headers, stream, max_files=2, max_fields=20, max_part_size=8192)
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            why = str(error.__cause__ or error.message).rstrip(".")
+            detail = f"the multipart form cannot be read: {why[:1].lower()}{why[1:]}"
+            raise Problem("malformed_request", detail) from error
+    if not parser.whole and parser.items:
+        await form.close()
+        raise Problem("malformed_request", "the form ends before its last boundary: it was cut off on the way")
+    return form
+
+
+async def _body(request: Request) -> UploadFile:
+    """The body of a request that is the picture itself."""
+    _, options = parse_options_header(request.headers.get("content-disposition"))
+    name = options.get(b"filename", b"").decode(errors="replace")
+    file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - the upload closes it
+    upload = UploadFile(file, size=0, filename=name, headers=request.headers)  # type: ignore[arg-type]
+    try:
+        async for piece in request.stream():
+            await upload.write(piece)
+        await upload.seek(0)
+    except BaseException:
+        await upload.close()
+        raise
+    return upload
 
 
 def merge_options(query: list[tuple[str, str]], fields: list[tuple[str, str]]) -> dict[str, str]:

@@ -5,7 +5,6 @@ Plain ASGI, so that bodies stream through and can be refused at the byte that is
 
 from __future__ import annotations
 
-import hmac
 import logging
 import math
 import time
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.settings import Settings
 from handler.web import problems
+from handler.web.callers import foreign_page, given_key, owner_of
 from handler.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a form besides the picture, and of a JSON body.
 OVERHEAD = 64 * 1024
+#: Requests of one client without the right key.
+GUESSES = "20/minute"
 #: Open to everybody: they do no work, or carry a separate signature.
 _OPEN = ("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json")
 _STATIC = "/static/"
@@ -66,18 +68,27 @@ def request_ids(app: ASGIApp) -> ASGIApp:
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """Refuse without a key, too often, or too large; and turn whatever nobody caught into a bare 500."""
-    key = settings.api_key.get_secret_value().encode()
-    too_often = _rate_limit(settings)
+    keys = settings.api_keys
+    too_often = _rate_limit(settings, settings.rate_limit)
+    guesses = _rate_limit(settings, GUESSES)
 
     def check(scope: Scope, headers: Headers) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if key and path not in _OPEN and not path.startswith((_STATIC, _SIGNED)):
-            given = headers.get("x-api-key", "").encode(errors="replace")
-            if not hmac.compare_digest(given, key):
-                raise Problem("unauthorized")
+        client = scope["client"][0] if scope.get("client") else ""
+        if settings.local and not path.startswith(_SIGNED) and foreign_page(scope, headers, settings):
+            raise Problem("foreign_page")
+        if keys and path not in _OPEN and not path.startswith((_STATIC, _SIGNED)):
+            owner = owner_of(given_key(headers), keys)
+            if not owner:
+                wait = guesses(client)
+                if wait is not None:
+                    detail = f"too many requests with a wrong key: try again in {wait} s"
+                    raise Problem("rate_limited", detail, {"Retry-After": str(wait)})
+                raise Problem("unauthorized", headers={"WWW-Authenticate": 'Bearer realm="upscaler"'})
+            scope["state"]["owner"] = owner
         # Looking at a job or fetching a result costs nothing: only what makes work is counted.
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not path.startswith(_SIGNED):
-            wait = too_often(scope["client"][0] if scope.get("client") else "")
+            wait = too_often(scope["state"].get("owner") or client)
             if wait is not None:
                 detail = f"at most {settings.rate_limit.replace('/', ' requests a ')}: try again in {wait} s"
                 raise Problem("rate_limited", detail, {"Retry-After": str(wait)})
@@ -97,6 +108,8 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
         try:
             headers = Headers(scope=scope)
             check(scope, headers)
+            if scope["method"] == "HEAD" and not scope["path"].startswith((_STATIC, _SIGNED)):
+                scope = {**scope, "method": "GET"}  # the server leaves out the body
             await app(scope, _limited(receive, headers, settings.max_upload_bytes), send_and_note)
         except Exception as error:
             problem = problems.problem_of(error)
@@ -116,7 +129,9 @@ def _limited(receive: Receive, headers: Headers, max_upload: int) -> Receive:
     Raises:
         Problem: too_large, at once where the length is declared.
     """
-    form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+    form = headers.get("content-type", "").lower().startswith(("multipart/form-data", "image/", "application/octet"))
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem("unsupported_media_type", "send the body as it is, without Content-Encoding")
     most = max_upload + OVERHEAD if form else OVERHEAD
     limit = f"the input is over the limit of {max_upload if form else OVERHEAD:,} bytes"
     declared = headers.get("content-length", "").lstrip("0")
@@ -135,15 +150,15 @@ def _limited(receive: Receive, headers: Headers, max_upload: int) -> Receive:
     return counted
 
 
-def _rate_limit(settings: Settings) -> Callable[[str], int | None]:
+def _rate_limit(settings: Settings, most: str) -> Callable[[str], int | None]:
     """Seconds that a client has to wait, None when it may go on. In AWS the API's usage plan does this."""
-    if not settings.local or settings.rate_limit == "none":
+    if not settings.local or most == "none":
         return lambda _: None
     from limits import parse
     from limits.storage import MemoryStorage
     from limits.strategies import MovingWindowRateLimiter
 
-    item: RateLimitItem = parse(settings.rate_limit)
+    item: RateLimitItem = parse(most)
     limiter: RateLimiter = MovingWindowRateLimiter(MemoryStorage())
 
     def wait(client: str) -> int | None:

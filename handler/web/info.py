@@ -33,7 +33,7 @@ def estimate(service: Shared, wanted: EstimateRequest) -> Estimate:
 
 @router.get("/models", summary="Models by name", tags=["upscale"], responses=documented())
 def list_models(service: Shared) -> list[ModelInfo]:
-    """The models that the option `model` takes besides hub ids."""
+    """The models that may be asked for; who runs the service can offer more (MODELS)."""
     named = service.settings.model
     default = {named} if named else {models.embedded(2, format) for format in ("jpeg", "png")}
     known = dict(models.MODELS)
@@ -53,6 +53,7 @@ def list_models(service: Shared) -> list[ModelInfo]:
             licence=spec.licence,
         )
         for spec in known.values()
+        if options.may_ask_for(spec.name, service.settings)
     ]
 
 

@@ -93,7 +93,7 @@ def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder
 )
 def get_job(request: Request, service: Shared, id: JobId) -> Response:
     """Ask every second or two until the state is succeeded, failed or cancelled."""
-    return JSONResponse(view(request, service, find(service, id)))
+    return JSONResponse(view(request, service, find(request, service, id)))
 
 
 @router.get(
@@ -108,7 +108,7 @@ def get_job(request: Request, service: Shared, id: JobId) -> Response:
 )
 def get_result(request: Request, service: Shared, id: JobId) -> Response:
     """Leads to a link that lives for a while and downloads the picture."""
-    job = find(service, id)
+    job = find(request, service, id)
     if job.state is State.SUCCEEDED:
         return Response(status_code=307, headers={"Location": result_url(request, service, job)})
     if job.state.final:
@@ -121,13 +121,20 @@ def get_result(request: Request, service: Shared, id: JobId) -> Response:
 
 @router.delete(
     "/jobs/{id}",
-    summary="Cancel a job",
+    summary="Cancel a job, or delete one that has ended",
     response_model=JobView,
     responses=documented("invalid_id", "job_not_found", "already_final"),
 )
 def cancel_job(request: Request, service: Shared, id: JobId) -> Response:
-    """Work stops after the tile that it is at. Cancelling again changes nothing; a job that ended is a 409."""
-    find(service, id)
+    """Work stops after the tile that it is at. A job that has ended is deleted, with its upload and its result.
+
+    In AWS the bucket's lifecycle rule deletes: a job that ended otherwise is a 409 there, and one that was cancelled
+    stays so.
+    """
+    job = find(request, service, id)
+    if service.settings.local and job.state.final:
+        jobs.delete(service.storage, job)
+        return JSONResponse({**view(request, service, job), "result_url": None})
     job = jobs.cancel(service.storage, id)
     if job.batch_job_id:
         batch.terminate_batch(job)
@@ -151,7 +158,7 @@ def retry_job(request: Request, service: Shared, id: JobId) -> Response:
 
     The job itself stays as it is. Asking again gives the same new job.
     """
-    old = find(service, id)
+    old = find(request, service, id)
     if not old.state.final:
         raise Problem(
             "not_finished", f"the job is {old.state.replace('_', ' ')}: only one that has ended is done again"

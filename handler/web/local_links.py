@@ -10,8 +10,9 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
 from handler import jobs
+from handler.jobs import Job, State
 from handler.names import content_disposition
-from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, LocalStorage
+from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, Grant, LinkRefused, LocalStorage, NotFound
 from handler.web.forms import receive_form
 from handler.web.service import Service, Shared
 from handler.workspace import workspace
@@ -22,22 +23,51 @@ router = APIRouter(include_in_schema=False)
 @router.post(UPLOAD_PATH)
 async def receive_upload(request: Request, service: Shared, token: str = "") -> Response:
     """Store a file; that starts its job, as S3's event does."""
-    await run_in_threadpool(_local(service).grant, token, "upload")  # refused before the body is read
+    await run_in_threadpool(_grant_upload, service, token)  # refused before the body is read
     async with receive_form(request) as (file, fields):
         await run_in_threadpool(_accept, service, token, file.file, dict(fields).get("Content-Type", ""))
     return Response(status_code=204)
 
 
-@router.get(DOWNLOAD_PATH)
-def send_download(service: Shared, token: str = "") -> Response:
-    """Send a file under the name that its link says."""
+@router.api_route(DOWNLOAD_PATH, methods=["GET", "HEAD"])
+def send_download(request: Request, service: Shared, token: str = "") -> Response:
+    """Send a file under the name that its link says; 304 to who has it already (RFC 9110, 13.1.2)."""
     local = _local(service)
     grant = local.grant(token, "download")
+    job = _job_of(service, grant)
+    if job is None or job.output is None or job.output.key != grant.key:
+        raise LinkRefused("the job of this link has been deleted, or has expired")
+    found = local.head(grant.key)
+    headers = {"ETag": found.etag, "Cache-Control": "private, no-cache"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if found.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
     return FileResponse(
         local.path(grant.key),
-        media_type=local.head(grant.key).content_type,
-        headers={"Content-Disposition": content_disposition(grant.filename)},
+        media_type=found.content_type,
+        headers={**headers, "Content-Disposition": content_disposition(grant.filename)},
     )
+
+
+def _grant_upload(service: Service, token: str) -> None:
+    """Whether a file may be sent with this link: once, while its job waits for it.
+
+    Raises:
+        LinkRefused.
+    """
+    job = _job_of(service, _local(service).grant(token, "upload"))
+    if job is None or job.state is not State.AWAITING_UPLOAD:
+        state = f"is {job.state.replace('_', ' ')}" if job else "has been deleted, or has expired"
+        raise LinkRefused(f"the link is used up: its job {state}")
+
+
+def _job_of(service: Service, grant: Grant) -> Job | None:
+    """The job that a link belongs to: the id is the second part of its key."""
+    try:
+        job = jobs.get(service.storage, grant.key.split("/")[1])
+    except (NotFound, jobs.InvalidId, IndexError):
+        return None
+    return None if jobs.expired(job, jobs.utc_now()) else job
 
 
 def _local(service: Service) -> LocalStorage:
@@ -47,6 +77,7 @@ def _local(service: Service) -> LocalStorage:
 
 
 def _accept(service: Service, token: str, file: BinaryIO, content_type: str) -> None:
+    _grant_upload(service, token)  # somebody may have sent it meanwhile
     with workspace() as folder:
         path = folder / "upload"
         with path.open("wb") as target:

@@ -23,8 +23,9 @@ def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
         found["components"]["schemas"]["Problem"] = problems.ProblemDetails.model_json_schema()
         if with_key:
             scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-            found["components"]["securitySchemes"] = {"ApiKey": scheme}
-            found["security"] = [{"ApiKey": []}]
+            bearer = {"type": "http", "scheme": "bearer"}
+            found["components"]["securitySchemes"] = {"ApiKey": scheme, "Bearer": bearer}
+            found["security"] = [{"ApiKey": []}, {"Bearer": []}]
         request_id = {"description": "Names this request in the logs.", "schema": {"type": "string"}}
         for path in found["paths"].values():
             for operation in path.values():

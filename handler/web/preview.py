@@ -76,9 +76,9 @@ async def preview_file(request: Request, service: Shared) -> Response:
     response_class=Response,
     responses={**_RESPONSE, **documented("invalid_id", "job_not_found", "not_finished", "too_large")},
 )
-async def preview_result(service: Shared, id: JobId) -> Response:
+async def preview_result(request: Request, service: Shared, id: JobId) -> Response:
     """For what a browser cannot show, such as TIFF."""
-    job = await run_in_threadpool(find, service, id)
+    job = await run_in_threadpool(find, request, service, id)
     if job.state is not State.SUCCEEDED:
         raise Problem("not_finished", f"the job is {job.state.replace('_', ' ')}: it has no result to show")
     async with service.previews.enter(1):

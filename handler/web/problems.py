@@ -51,6 +51,11 @@ CODES: Mapping[str, Code] = {
         "Not a picture in a format that is read, or a damaged one.",
     ),
     "unauthorized": Code(401, "send the key of this service in the header X-API-Key", "No key, or a wrong one."),
+    "foreign_page": Code(
+        403,
+        "pages of another origin may not do this: whoever runs the service can allow them with CORS_ORIGINS",
+        "A browser sent this for a page of another origin.",
+    ),
     "link_refused": Code(403, "the link has expired", "A signed link that is tampered with, expired, or used amiss."),
     "no_such_path": Code(404, "there is nothing here: see /docs", "No such path."),
     "job_not_found": Code(404, "there is no job with this id, or it has expired", "No such job, or an expired one."),

@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from handler.settings import Settings
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the store works.
 CHECK_SECONDS = 2.0
+#: Requests that wait for the download of a model at the same time.
+DOWNLOADS = 4
 #: Previews that may wait for the one in work.
 PREVIEWS = 16
 
@@ -36,6 +39,8 @@ class Service:
         start: called with the id of a job that is queued.
 
     Attributes:
+        stopping: set when the server ends: nobody may be kept waiting then.
+        downloads: threads that wait for models.
         queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
         limiter: pictures that are answered with the result itself.
         previews: previews; each holds a whole picture in memory, so one at a time.
@@ -47,6 +52,8 @@ class Service:
         self.queued: Callable[[], list[Turn]] = list
         self.limiter = ConcurrencyLimiter(settings.max_concurrency, settings.queue_seconds)
         self.previews = ConcurrencyLimiter(1, PREVIEWS, express=0)
+        self.stopping = threading.Event()
+        self.downloads = CapacityLimiter(DOWNLOADS)
         self._given = storage
         self._checking = threading.Lock()
         self._check_again, self._works = 0.0, True

@@ -8,20 +8,24 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, BinaryIO
 
+import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 import core
+from core import models
 from core.formats import FORMATS, MEDIA_TYPES
 from handler import jobs, logs, options, routing, s3_models
 from handler.jobs import Backend, Estimate, Job
-from handler.names import MAX_NAME, content_disposition, file_name
+from handler.names import MAX_NAME, content_disposition, file_name, without_folders
 from handler.options import RequestOptions
+from handler.web import preferences
 from handler.web.forms import merge_options, receive_form
 from handler.web.problems import documented
 from handler.web.schemas import LOCATION, UPSCALE_FORM, UPSCALE_HEADERS, JobView
@@ -37,7 +41,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture, as a download.",
         "headers": UPSCALE_HEADERS,
-        "content": {MEDIA_TYPES[format]: {} for format in FORMATS},
+        "content": {MEDIA_TYPES[format]: {"schema": {"type": "string", "format": "binary"}} for format in FORMATS},
     },
     202: {
         "description": "The work is too long to wait for, or `Prefer: respond-async` was sent: a job.",
@@ -73,38 +77,52 @@ async def upscale(
     service: Shared,
     query: Annotated[RequestOptions, Query()],  # noqa: ARG001 - checked and described here, merged with the form below
     prefer: Annotated[
-        str, Header(description="`respond-async`: answer with a job at once.", examples=["respond-async"])
+        str,
+        Header(
+            description="`respond-async`: answer with a job at once; `wait=60`: with the picture itself if it is "
+            "estimated to take at most so many seconds, else with a job.",
+            examples=["respond-async"],
+        ),
     ] = "",
+    accept: Annotated[str, Header(description="An image type chooses the format where no option names one.")] = "*/*",
 ) -> Response:
     """Send the picture as the part `file` of a multipart form; options go in the query or in the form.
 
     The answer is the larger picture, with the name to save it under. Where the work would take too long, it is a
     job instead; where the picture is too large for a response, a redirect to it.
     """
-    wants_job = "respond-async" in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
+    wants_job, wait = preferences.preferred(prefer)
     client = client_of(request)
     if not wants_job:
         service.limiter.check(client)  # before the body is read
     async with receive_form(request) as (file, fields):
         given = merge_options(request.query_params.multi_items(), fields)
+        if "format" not in given and (format := preferences.accepted(accept)):
+            given["format"] = format
         asked = options.parse(given, service.settings)
         name = file_name(file.filename or "")
         header, plan = await run_in_threadpool(_prepare, service, file.file, asked)
-        if wants_job or plan.route is not Backend.INLINE:
+        waits = plan.route is Backend.INLINE and (wait is None or plan.seconds <= wait)
+        if service.settings.local and wait is not None:
+            waits = plan.seconds <= wait
+        if wants_job or not waits:
             kept = RequestOptions.model_validate(given).model_dump(exclude_none=True)
             job = await run_in_threadpool(_defer, service, client, file.file, name, kept, header, plan)
             headers = {"Location": f"jobs/{job.id}", "Retry-After": "1"}
             if wants_job:
                 headers["Preference-Applied"] = "respond-async"
+            elif wait is not None:
+                headers["Preference-Applied"] = f"wait={wait:g}"
             return JSONResponse(view(request, service, job), 202, headers)
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
+        await anyio.to_thread.run_sync(_have_model, chosen, limiter=service.downloads)
         async with service.limiter.enter(plan.seconds, client, request.is_disconnected):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
     name = chosen.result_name(name, made.format, max_bytes=MAX_NAME)
     headers = {
         "Content-Disposition": content_disposition(name),
         # A model from S3 ran as a directory of this machine; people know it by the name that they gave.
-        "X-Upscale-Model": str(asked.model) if made.model == chosen.model else made.model,
+        "X-Upscale-Model": without_folders(str(asked.model) if made.model == chosen.model else made.model),
         "X-Upscale-Degraded": str(made.degraded).lower(),
         "X-Upscale-Milliseconds": str(round((made.seconds + made.load_seconds) * 1000)),
     }
@@ -125,6 +143,13 @@ async def upscale(
 def _prepare(service: Service, file: BinaryIO, asked: core.Options) -> tuple[core.Probe, Estimate]:
     header = core.probe(file, options.limits(service.settings))
     return header, routing.plan(header, asked, service.settings)
+
+
+def _have_model(asked: core.Options) -> None:
+    """Wait for a download before there is a place to work for it, in threads that requests do not need."""
+    if asked.model is not None:
+        with suppress(core.ModelError):  # the chain of fall-backs is the core's
+            models.fetch(models.spec_of(asked.model))
 
 
 def _make(

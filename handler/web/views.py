@@ -10,13 +10,14 @@ from fastapi import Request
 from handler import jobs
 from handler.jobs import Job, State
 from handler.storage import NotFound
+from handler.web.callers import may_see
 from handler.web.problems import Problem
 from handler.web.schemas import Upload
-from handler.web.service import Service
+from handler.web.service import Service, client_of
 
 
-def find(service: Service, id: str) -> Job:
-    """The job of this id.
+def find(request: Request, service: Service, id: str) -> Job:
+    """The job of this id, for a caller who may see it.
 
     Raises:
         Problem: there is none, or it has expired.
@@ -26,7 +27,7 @@ def find(service: Service, id: str) -> Job:
         job = jobs.get(service.storage, id)
     except NotFound:
         raise Problem("job_not_found") from None
-    if jobs.expired(job, jobs.utc_now()):
+    if jobs.expired(job, jobs.utc_now()) or not may_see(job.owner, client_of(request)):
         raise Problem("job_not_found")
     return job
 

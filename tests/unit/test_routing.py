@@ -122,7 +122,14 @@ def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pyt
         ({"width": "640"}, {}, core.Options(width=640)),
         ({}, {"model": "swin2sr-classical-x4"}, core.Options(model="swin2sr-classical-x4")),
         ({"model": "compact-x2"}, {"model": "swin2sr-classical-x4"}, core.Options(model="compact-x2")),
-        ({"model": "owner/name"}, {}, core.Options(model="owner/name")),
+        ({"model": "owner/name"}, {"models": "a/b, owner/*"}, core.Options(model="owner/name")),
+        ({"model": "owner/name"}, {"models": "*"}, core.Options(model="owner/name")),
+        ({"model": "owner/name"}, {"model": "owner/name"}, core.Options(model="owner/name")),
+        (
+            {"model": "swin2sr-classical-x2"},
+            {"models": "caidas/*"},
+            core.Options(model="swin2sr-classical-x2"),
+        ),
         ({"model": "s3://b/models/x"}, AWS, core.Options(model="s3://b/models/x")),
         ({"model": "/srv/model"}, {"model": "/srv/model"}, core.Options(model="/srv/model")),
         ({}, {"tile_size": 256, "tile_overlap": 16}, core.Options(tile=256, halo=16)),
@@ -157,6 +164,8 @@ def test_options(asked: dict[str, object], values: dict[str, Any], expected: cor
         ({"model": "s3://b/models/x"}, "no model 's3://b/models/x'"),
         ({"model": "lanczos"}, "no model 'lanczos'"),
         ({"model": "a/b\n"}, "no model"),
+        ({"model": "owner/name"}, "owner/name is not offered here"),
+        ({"model": "swin2sr-classical-x2"}, "swin2sr-classical-x2 is not offered here: give one of compact-x2"),
     ],
 )
 def test_options_refused(asked: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,12 +158,13 @@ def test_a_body_that_is_too_long_is_refused_while_it_is_read(tmp_path: Path) -> 
             check_problem(client.post("/jobs", content=b"[" * size, headers=is_json), status, code)
 
 
-def test_a_model_that_cannot_be_had_is_told(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_had_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(hub_id: str, files: tuple[str, ...]) -> None:
         raise core.ModelError("offline")
 
     monkeypatch.setattr("core.models._snapshot", offline)
-    answer = client.post("/upscale", params={"model": "nobody/nothing"}, files={"file": ("a.png", PNG)})
+    with served(local(tmp_path, models="nobody/*")) as client:
+        answer = client.post("/upscale", params={"model": "nobody/nothing"}, files={"file": ("a.png", PNG)})
     assert answer.status_code == 200, answer.text
     assert (answer.headers["x-upscale-model"], answer.headers["x-upscale-degraded"]) == ("compact-x2", "true")
 
@@ -173,7 +174,7 @@ def test_a_fallback_is_counted_in_aws(capsys: pytest.CaptureFixture[str], monkey
         raise core.ModelError("offline")
 
     monkeypatch.setattr("core.models._snapshot", offline)
-    with served(Settings(bucket="b")) as client:
+    with served(Settings(bucket="b", models="nobody/nothing")) as client:
         asked = {"model": "nobody/nothing"}
         client.post("/upscale", params=asked, files={"file": ("a.png", PNG)}).raise_for_status()
         client.post("/upscale", files={"file": ("a.png", PNG)}).raise_for_status()
