@@ -259,7 +259,8 @@ def kills(count: int, jobs: int) -> None:
     """How many jobs end right when the server is killed so many times."""
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, ids = Path(temporary) / "data", []
+        folder = Path(temporary) / "data"
+        ids: list[str] = []
         for number in range(count + 1):
             with server(folder, WARM_MODEL="none") as (url, _, process):
                 while True:

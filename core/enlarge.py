@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +120,7 @@ def _opaque(
     opacity: Opacity | None,
     first: int,
     done: int,
-) -> Iterator[tuple[int, Samples]]:
+) -> Generator[tuple[int, Samples]]:
     """Bands from row `done` of the result on, and which row of tiles each comes from, `first` being the first one."""
     constant = opacity is not None and not opacity.varies
     with closing(ahead(iter(bands))) as read:

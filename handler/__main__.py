@@ -43,8 +43,8 @@ def main() -> int:
             name = "_".join(str(part) for part in wrong["loc"]).upper()
             print(f"error: {name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr)
         return 2
-    if wrong := _wrong_model(settings):
-        print(f"error: {wrong}", file=sys.stderr)
+    if unknown := _wrong_model(settings):
+        print(f"error: {unknown}", file=sys.stderr)
         return 2
     try:
         listener = socket.create_server(

@@ -32,7 +32,7 @@ EVENTS_SECONDS = 3600.0
 class JobPage(BaseModel):
     """Some jobs, newest first."""
 
-    jobs: list[JobView] = Field(description="As `GET /jobs/{id}` gives each.")  # type: ignore[valid-type]
+    jobs: list[JobView] = Field(description="As `GET /jobs/{id}` gives each.")
     next: str | None = Field(description="Give this as `after` for older ones; null: there are none.")
 
 

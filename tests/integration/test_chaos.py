@@ -167,7 +167,7 @@ def deliver_and_die(folder: Path, settings: Settings, sent: dict[str, Any], poin
     # Each call, and in each write the moment at which all is written, but not under its name yet.
     for name in ("get", "read_range", "download", "upload", "create", "swap", "delete", "head", "list"):
         setattr(LocalStorage, name, counted(getattr(LocalStorage, name)))
-    store_module._rename = counted(store_module._rename)
+    store_module.move_synced = counted(store_module.move_synced)
     s3_event.handler(sent, cast(LambdaContext, Context()))
     told.send(touched)
 
