@@ -82,4 +82,4 @@ def test_conformance_sees_what_differs(tmp_path: Path) -> None:
     assert conformance.difference(mine, mine, "png") == "equal"
     assert conformance.difference(mine, mine[:-1], "png") == "20x12 and 20x11"
     assert "alpha" in conformance.difference(mine, mine * np.array([1, 1, 1, 0.5], np.float32), "png")
-    assert conformance.difference(mine, mine * np.float32(0.9), "png").startswith("mean")
+    assert conformance.difference(mine, mine * np.array(0.9, np.float32), "png").startswith("mean")
