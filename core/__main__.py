@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -334,7 +334,12 @@ def _make(
     except OSError as error:
         raise core.OutputError(f"cannot make the folder {item.target.parent}: {error.strerror}") from error
     record(item, options, finished=False)
-    result = core.upscale(source, options, output=item.target, limits=limits, progress=progress)
+    try:
+        result = core.upscale(source, options, output=item.target, limits=limits, progress=progress)
+    except BaseException:
+        with suppress(core.OutputError):  # the disk may be full; the failure itself is what has to be reported
+            record(item, options, finished=None)
+        raise
     record(item, options, finished=True)
     return result
 

@@ -281,13 +281,14 @@ def _fingerprint(options: Options) -> str:
     return hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def record(work: Work, options: Options, *, finished: bool) -> None:
-    """Note in the result's folder that a result is begun, or finished.
+def record(work: Work, options: Options, *, finished: bool | None) -> None:
+    """Note in the result's folder that a result is begun, finished, or given up.
 
     Args:
         work: with a path for the result.
         options: that it is made with.
-        finished: False before the work, True once the result is there.
+        finished: False before the work, True once the result is there, None where it failed: an earlier result stays
+            ours, and what appears under a name that was free is somebody else's.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -295,12 +296,13 @@ def record(work: Work, options: Options, *, finished: bool) -> None:
     target = work.target
     if target is None or (target.exists() and not target.is_file()):
         return  # a device or a pipe
+    looks = None if finished is False else _looks(target)
     line = {
         "result": target.name,
-        "source": _origin(work),
+        "source": None if finished is None and looks is None else _origin(work),
         "source_looks": None if work.source is None else _looks(work.source),
-        "options": _fingerprint(options),
-        "result_looks": _looks(target) if finished else None,
+        "options": None if finished is None else _fingerprint(options),
+        "result_looks": looks,
     }
     try:
         with (target.parent / RECORD).open("ab") as stream:  # a short line is appended whole, also by two processes
@@ -341,7 +343,7 @@ class _Records:
         """The source that a file was made from; None when it was not made here, or was changed since."""
         entry = self._of(target)
         # Begun and not finished: a result that is there appeared at the very end of a run that was killed.
-        if entry is None or entry.get("result_looks") not in (None, _looks(target)):
+        if entry is None or entry.get("source") is None or entry.get("result_looks") not in (None, _looks(target)):
             return None
         return str(entry.get("source"))
 

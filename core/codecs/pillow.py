@@ -59,7 +59,7 @@ def open_image(
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
     _put_right(image, file)
-    known = _known(stream) if format == "png" and frames > 1 else image
+    known = _known(stream) if format == "png" else image
     crop = _crop(file, frames)
     width, height = (file.screen or crop or image).width, (file.screen or crop or image).height
     if _orientation(known) >= 5:
@@ -69,7 +69,7 @@ def open_image(
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
-    streams_down = frames == 1 and not first and _streams(image, format, head, checked)
+    streams_down = frames == 1 and not first and _orientation(known) <= 2 and _streams(image, format, head, checked)
     if not streams_down:
         check_held(width * height, limits)
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
@@ -78,13 +78,10 @@ def open_image(
 
     def decode_pages() -> Iterator[Picture | Scan]:
         if streams_down:
-            at = stream.tell()  # Pillow would read on from here
             with decoder_errors():
-                scan = _scan(image, format, stream)
-            if scan is not None:
-                yield replace(scan, notes=(*notes, *scan.notes))
-                return
-            stream.seek(at)
+                scan = _scan(image, known, format, stream)
+            yield replace(scan, notes=(*notes, *scan.notes))
+            return
         for picture in _frames(file, image, known, found, head, first, limits):
             yield replace(picture, notes=(*notes, *picture.notes))
 
@@ -170,7 +167,8 @@ def _frames(
                 jpeg.refuse_truncated(checked, np.asarray(image))
             later, samples = index > first, None if drawn is None else next(drawn)
             duration = durations[index - first] if durations else image.info.get("duration", 0.0)
-            picture = _picture(known, format, head, stream, samples, later, found.plays is not None, duration, crop)
+            described = image if samples is None else known
+            picture = _picture(described, format, head, stream, samples, later, found.plays is not None, duration, crop)
             if picture.pixels.shape[:2] != (found.height, found.width):
                 raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
             samples = None  # these would be held for as long as the picture is worked on
@@ -194,7 +192,7 @@ def _put_right(image: Image.Image, file: _File) -> None:
 
 
 def _known(stream: BinaryIO) -> Image.Image:
-    """An animated PNG as a still of one pixel: to read texts Pillow draws all frames, and fails to blend some."""
+    """A PNG as a still of one pixel: to read texts Pillow decodes all pixels, draws all frames, and fails at some."""
     at = stream.tell()
     still = Image.open(io.BytesIO(png.without_pixels(stream)))
     still.load()
@@ -274,25 +272,19 @@ def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked
         "png": not image.info.get("interlace") and not few,
         "bmp": streams.is_plain_bmp(image),
     }
-    return kinds.get(format, False) and _orientation(image) <= 2
+    return kinds.get(format, False)
 
 
-def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
-    """A picture that is decoded from top to bottom; None where it would not be upright, as the end of a PNG may say."""
+def _scan(image: Image.Image, known: Image.Image, format: str, stream: BinaryIO) -> Scan:
+    """A picture that is decoded from top to bottom; `known` has its metadata."""
     width, height = image.size
-    if format == "png":
-        image = Image.open(io.BytesIO(png.without_pixels(stream)))
-        image.load()  # what comes after the pixels, such as texts
-    orientation = _orientation(image)
-    if orientation > 2:
-        return None
     if isinstance(image, BmpImagePlugin.BmpImageFile):
         bands = streams.open_bmp(stream, image)
     else:
         bands = streams.open_vips(stream, format, height, width)
-    if orientation == 2:
+    if _orientation(known) == 2:
         bands = mirrored(bands)
-    return Scan(bands=bands, **_described(image, format, stream, bands.channels, later=False))
+    return Scan(bands=bands, **_described(known, format, stream, bands.channels, later=False))
 
 
 def _picture(

@@ -147,9 +147,9 @@ def test_options(asked: dict[str, object], values: dict[str, Any], expected: cor
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"scale": 0}, "scale must be more than 1 and at most 8, not 0"),
-        ({"scale": "9"}, "scale must be more than 1 and at most 8, not 9"),
-        ({"scale": "nan"}, "scale must be more than 1"),
+        ({"scale": 0}, "scale must be at least 1 and at most 8, not 0"),
+        ({"scale": "9"}, "scale must be at least 1 and at most 8, not 9"),
+        ({"scale": "nan"}, "scale must be at least 1"),
         ({"scale": "much"}, "scale: input should be a valid number"),
         ({"scale": 2, "width": 100}, "either scale or width/height"),
         ({"quality": 0}, "quality must be from 1 to 100"),

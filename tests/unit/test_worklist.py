@@ -252,6 +252,20 @@ def test_killed_between_result_and_record(here: Path) -> None:
     assert work.done
 
 
+def test_what_failed_claims_no_name(here: Path) -> None:
+    make(here, "a.png", data=PNG[:-30])
+    assert main(["a.png"]) != EXIT_OK
+    make(here, "a-x2.png", data=b"somebody's")
+    make(here, "a.png")
+    assert main(["a.png"]) == EXIT_USAGE
+    (here / "a-x2.png").unlink()
+    assert main(["a.png"]) == EXIT_OK
+    make(here, "a.png", data=PNG[:-30])
+    assert main(["a.png"]) != EXIT_OK, "the earlier result stays, and stays ours"
+    make(here, "a.png")
+    assert main(["a.png"]) == EXIT_OK
+
+
 def test_an_estimate_refuses_nothing(here: Path) -> None:
     make(here, "p/a.png", "p-x2/a-x2.png")
     assert main(["p", "--estimate"]) == EXIT_OK
