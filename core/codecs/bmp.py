@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from core.picture import Pixels, Scan
+from core.codecs.base import decoder_errors, without_alpha
+from core.limits import Limits, check_held, check_size
+from core.metadata.carried import Metadata
+from core.metadata.resolution import valid_dpi
+from core.picture import Picture, Pixels, Probe, Scan
 
 _SIZE, _PIXELS, _HEIGHT, _IMAGE_SIZE = 2, 10, 22, 34  # places of numbers in the headers
 _RLE8, _RLE4, _FIELDS, _ALPHA_FIELDS = 1, 2, 3, 6
@@ -37,6 +42,28 @@ def size(head: bytes) -> tuple[int, int]:
     """Width and height, pixels, as the header says."""
     width, height = struct.unpack_from("<ii", head, 18)
     return abs(width), abs(height)
+
+
+def open_bmp(
+    stream: BinaryIO, head: bytes, file_size: int, limits: Limits
+) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
+    """The header of a BMP that is `wanted`, and a function that decodes it.
+
+    Raises:
+        TooLarge: over a limit.
+    """
+    width, height = size(head)
+    check_size(width, height, 1, limits)
+    check_held(width * height, limits)
+
+    def decode_pages() -> Iterator[Picture]:
+        with decoder_errors():
+            pixels, alpha = without_alpha(read(stream))
+            dpi = valid_dpi(tuple(int.from_bytes(head[at : at + 4], "little") * 0.0254 for at in (38, 42)))
+            picture = Picture(pixels, alpha, meta=Metadata(dpi=dpi))
+        yield picture
+
+    return Probe("bmp", width, height, file_size, "RGB", streams=False), decode_pages
 
 
 def read(stream: BinaryIO) -> Pixels:

@@ -21,7 +21,6 @@ from core.formats import FORMATS, READ_FORMATS
 from core.limits import Limits, check_held, check_size
 from core.metadata.carried import Metadata, bounded
 from core.metadata.exif import orientation_of
-from core.metadata.resolution import valid_dpi
 from core.metadata.xmp import without_others
 from core.picture import Picture, Pixels, Probe, Scan, held
 from core.pixels import colour
@@ -50,7 +49,7 @@ def open_image(
         TooLarge: over a limit.
     """
     if format == "bmp" and bmp.wanted(head):
-        return _open_bmp(stream, head, size, limits)
+        return bmp.open_bmp(stream, head, size, limits)
     file = _prepared(stream, format, head, limits)
     stream, checked, primary, notes = file.stream, file.checked, file.primary, list(file.notes)
     raise_guard(limits)
@@ -227,23 +226,6 @@ def _drawn(
         durations = png.durations(data) if frames > 1 else []
         return _read_deep(data, format, bits, frames), durations
     return None, []
-
-
-def _open_bmp(
-    stream: BinaryIO, head: bytes, size: int, limits: Limits
-) -> tuple[Probe, Callable[[], Iterator[Picture]]]:
-    """A BMP of a kind that `core.codecs.bmp` reads."""
-    width, height = bmp.size(head)
-    check_size(width, height, 1, limits)
-
-    def decode_pages() -> Iterator[Picture]:
-        with decoder_errors():
-            pixels, alpha = without_alpha(bmp.read(stream))
-            dpi = valid_dpi(tuple(int.from_bytes(head[at : at + 4], "little") * 0.0254 for at in (38, 42)))
-            picture = Picture(pixels, alpha, meta=Metadata(dpi=dpi))
-        yield picture
-
-    return Probe("bmp", width, height, size, "RGB"), decode_pages
 
 
 def _bits(format: str, head: bytes) -> int:
