@@ -59,7 +59,7 @@ def open_image(
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
     _put_right(image, file)
-    known = _known(stream) if format == "png" and frames > 1 else image
+    known = _without_pixels(stream) if format == "png" else image
     crop = _crop(file, frames)
     width, height = (file.screen or crop or image).width, (file.screen or crop or image).height
     if _orientation(known) >= 5:
@@ -69,7 +69,7 @@ def open_image(
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
-    streams_down = frames == 1 and not first and _streams(image, format, head, checked)
+    streams_down = frames == 1 and not first and _streams(image, format, head, checked) and _orientation(known) <= 2
     if not streams_down:
         check_held(width * height, limits)
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
@@ -78,14 +78,11 @@ def open_image(
 
     def decode_pages() -> Iterator[Picture | Scan]:
         if streams_down:
-            at = stream.tell()  # Pillow would read on from here
             with decoder_errors():
-                scan = _scan(image, format, stream)
-            if scan is not None:
-                yield replace(scan, notes=(*notes, *scan.notes))
-                return
-            stream.seek(at)
-        for picture in _frames(file, image, known, found, head, first, limits):
+                scan = _scan(image, known, format, stream)
+            yield replace(scan, notes=(*notes, *scan.notes))
+            return
+        for picture in _frames(file, image, known if frames > 1 else image, found, head, first, limits):
             yield replace(picture, notes=(*notes, *picture.notes))
 
     return found, decode_pages
@@ -123,7 +120,7 @@ def _prepared(stream: BinaryIO, format: str, head: bytes, limits: Limits) -> _Fi
         return _File(webp.with_alpha(stream))
     if format == "jpeg":
         checked = jpeg.check(stream)
-        return _File(io.BytesIO(checked.header), checked=checked, notes=checked.notes)
+        return _File(checked.stream, checked=checked, notes=checked.notes)
     if format == "avif":
         data = stream.read()
         primary = isobmff.read(data)
@@ -193,15 +190,6 @@ def _put_right(image: Image.Image, file: _File) -> None:
         image.info["xmp"] = without_others(packet)
 
 
-def _known(stream: BinaryIO) -> Image.Image:
-    """An animated PNG as a still of one pixel: to read texts Pillow draws all frames, and fails to blend some."""
-    at = stream.tell()
-    still = Image.open(io.BytesIO(png.without_pixels(stream)))
-    still.load()
-    stream.seek(at)
-    return still
-
-
 def _left_out(image: Image.Image, deep: int, still: bool) -> tuple[str, ...]:
     """A note for each thing in a file that is not read: samples of so many bits, the still beside an animation, ..."""
     notes = []
@@ -267,32 +255,35 @@ def _plays(image: Image.Image, format: str) -> int:
 
 
 def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked | None) -> bool:
-    """Whether a picture can be decoded from top to bottom, upright."""
+    """Whether a picture can be decoded from top to bottom."""
     few = head[25:26] == b"\0" and head[24] < 8 and "transparency" in image.info  # see `png.grey_key`
     kinds = {
         "jpeg": image.mode in ("L", "RGB") and checked is not None and checked.usual and checked.ended,
         "png": not image.info.get("interlace") and not few,
         "bmp": streams.is_plain_bmp(image),
     }
-    return kinds.get(format, False) and _orientation(image) <= 2
+    return kinds.get(format, False)
 
 
-def _scan(image: Image.Image, format: str, stream: BinaryIO) -> Scan | None:
-    """A picture that is decoded from top to bottom; None where it would not be upright, as the end of a PNG may say."""
+def _without_pixels(stream: BinaryIO) -> Image.Image:
+    """A PNG with all that stands behind its pixels, such as texts, but without these; the stream's place is kept."""
+    at = stream.tell()
+    described = Image.open(io.BytesIO(png.without_pixels(stream)))
+    described.load()
+    stream.seek(at)
+    return described
+
+
+def _scan(image: Image.Image, known: Image.Image, format: str, stream: BinaryIO) -> Scan:
+    """A picture that is decoded from top to bottom, with the metadata of `known`."""
     width, height = image.size
-    if format == "png":
-        image = Image.open(io.BytesIO(png.without_pixels(stream)))
-        image.load()  # what comes after the pixels, such as texts
-    orientation = _orientation(image)
-    if orientation > 2:
-        return None
     if isinstance(image, BmpImagePlugin.BmpImageFile):
         bands = streams.open_bmp(stream, image)
     else:
         bands = streams.open_vips(stream, format, height, width)
-    if orientation == 2:
+    if _orientation(known) == 2:
         bands = mirrored(bands)
-    return Scan(bands=bands, **_described(image, format, stream, bands.channels, later=False))
+    return Scan(bands=bands, **_described(known, format, stream, bands.channels, later=False))
 
 
 def _picture(
