@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
@@ -135,8 +135,9 @@ class Checked:
     """A JPEG as it goes to the decoder.
 
     Attributes:
-        data: the one picture, from its first marker to its end marker, with a header of whole segments only.
-        header: the same with a frame header that Pillow opens, to read metadata from.
+        data: the one picture, from its first marker to its end marker, with a header of whole segments only; empty
+            where it is usual and ended, and need not be held.
+        stream: the same with a frame header that Pillow opens.
         bits: of a sample.
         scans: how often the decoder goes over the picture.
         usual: False for kinds that Pillow does not read.
@@ -146,7 +147,7 @@ class Checked:
     """
 
     data: bytes
-    header: bytes
+    stream: BinaryIO
     bits: int
     scans: int
     usual: bool
@@ -199,14 +200,49 @@ def check(stream: BinaryIO) -> Checked:
         raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
     trailer = raw[end:]
     notes = _notes(left_out, counted, trailer, b"hdrgm:" in head)
-    data = bytes(head) + raw[at:end]
-    ended = data.endswith(b"\xff\xd9")
+    ended = raw[max(at, end - 2) : end] == b"\xff\xd9"
     usual = bits == 8 and kind != _LOSSLESS
+    if usual and ended:
+        rest = io.BufferedReader(_Spliced(bytes(head), stream, at, end))
+        return Checked(b"", rest, bits, scans, usual, ended, bool(notes), notes)
+    data = bytes(head) + raw[at:end]
     if not usual:
         head[frame + 1], head[frame + 4] = 0xC0, 8
     data = data if ended else data + b"\xff\xd9"
     header = data if usual else bytes(head) + data[len(head) :]
-    return Checked(data, header, bits, scans, usual, ended, bool(notes), notes)
+    return Checked(data, io.BytesIO(header), bits, scans, usual, ended, bool(notes), notes)
+
+
+class _Spliced(io.RawIOBase):
+    """A header, and then the bytes [start, stop) of a file, which are read from it when they are wanted."""
+
+    def __init__(self, header: bytes, file: BinaryIO, start: int, stop: int) -> None:
+        self._header, self._file, self._start, self._length = header, file, start, len(header) + stop - start
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, counted from the start, from here or from the end."""
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Some of the bytes that follow, and how many these are."""
+        if self._at < len(self._header):
+            data = self._header[self._at : self._at + len(buffer)]
+        else:
+            self._file.seek(self._start + self._at - len(self._header))
+            data = self._file.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 #: Frame headers (ITU-T T.81, table B.1), and names of those that are not read.

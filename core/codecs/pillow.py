@@ -58,7 +58,7 @@ def open_image(
     first = 1 if getattr(image, "default_image", False) and frames > 1 else 0  # a PNG's still, shown by old software
     frames -= first
     _put_right(image, file)
-    known = _known(stream) if format == "png" else image
+    known = _without_pixels(stream) if format == "png" else image
     crop = _crop(file, frames)
     width, height = (file.screen or crop or image).width, (file.screen or crop or image).height
     if _orientation(known) >= 5:
@@ -68,7 +68,7 @@ def open_image(
     alpha = image.has_transparency_data or frames > 1
     plays = _plays(image, format) if frames > 1 else None
     kept_bits = bits if frames == 1 or format == "png" else 8
-    streams_down = frames == 1 and not first and _orientation(known) <= 2 and _streams(image, format, head, checked)
+    streams_down = frames == 1 and not first and _streams(image, format, head, checked) and _orientation(known) <= 2
     if not streams_down:
         check_held(width * height, limits)
     found = Probe(format, width, height, size, image.mode, frames, plays, alpha, kept_bits, streams=streams_down)
@@ -81,7 +81,7 @@ def open_image(
                 scan = _scan(image, known, format, stream)
             yield replace(scan, notes=(*notes, *scan.notes))
             return
-        for picture in _frames(file, image, known, found, head, first, limits):
+        for picture in _frames(file, image, known if frames > 1 else image, found, head, first, limits):
             yield replace(picture, notes=(*notes, *picture.notes))
 
     return found, decode_pages
@@ -119,7 +119,7 @@ def _prepared(stream: BinaryIO, format: str, head: bytes, limits: Limits) -> _Fi
         return _File(webp.with_alpha(stream))
     if format == "jpeg":
         checked = jpeg.check(stream)
-        return _File(io.BytesIO(checked.header), checked=checked, notes=checked.notes)
+        return _File(checked.stream, checked=checked, notes=checked.notes)
     if format == "avif":
         data = stream.read()
         primary = isobmff.read(data)
@@ -166,8 +166,7 @@ def _frames(
                 jpeg.refuse_truncated(checked, np.asarray(image))
             later, samples = index > first, None if drawn is None else next(drawn)
             duration = durations[index - first] if durations else image.info.get("duration", 0.0)
-            described = image if samples is None else known
-            picture = _picture(described, format, head, stream, samples, later, found.plays is not None, duration, crop)
+            picture = _picture(known, format, head, stream, samples, later, found.plays is not None, duration, crop)
             if picture.pixels.shape[:2] != (found.height, found.width):
                 raise UnreadableImage("the picture is damaged: it is not of the size that its header says")
             samples = None  # these would be held for as long as the picture is worked on
@@ -188,15 +187,6 @@ def _put_right(image: Image.Image, file: _File) -> None:
         image.info["exif"] = file.primary.exif or b""
     if file.checked and file.checked.emptied and (packet := image.info.get("xmp")):
         image.info["xmp"] = without_others(packet)
-
-
-def _known(stream: BinaryIO) -> Image.Image:
-    """A PNG as a still of one pixel: to read texts Pillow decodes all pixels, draws all frames, and fails at some."""
-    at = stream.tell()
-    still = Image.open(io.BytesIO(png.without_pixels(stream)))
-    still.load()
-    stream.seek(at)
-    return still
 
 
 def _left_out(image: Image.Image, deep: int, still: bool) -> tuple[str, ...]:
@@ -247,7 +237,7 @@ def _plays(image: Image.Image, format: str) -> int:
 
 
 def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked | None) -> bool:
-    """Whether a picture can be decoded from top to bottom, upright."""
+    """Whether a picture can be decoded from top to bottom."""
     few = head[25:26] == b"\0" and head[24] < 8 and "transparency" in image.info  # see `png.grey_key`
     kinds = {
         "jpeg": image.mode in ("L", "RGB") and checked is not None and checked.usual and checked.ended,
@@ -257,8 +247,17 @@ def _streams(image: Image.Image, format: str, head: bytes, checked: jpeg.Checked
     return kinds.get(format, False)
 
 
+def _without_pixels(stream: BinaryIO) -> Image.Image:
+    """A PNG with all that stands behind its pixels, such as texts, but without these; the stream's place is kept."""
+    at = stream.tell()
+    described = Image.open(io.BytesIO(png.without_pixels(stream)))
+    described.load()
+    stream.seek(at)
+    return described
+
+
 def _scan(image: Image.Image, known: Image.Image, format: str, stream: BinaryIO) -> Scan:
-    """A picture that is decoded from top to bottom; `known` has its metadata."""
+    """A picture that is decoded from top to bottom, with the metadata of `known`."""
     width, height = image.size
     if isinstance(image, BmpImagePlugin.BmpImageFile):
         bands = streams.open_bmp(stream, image)

@@ -122,11 +122,11 @@ def without_pixels(stream: BinaryIO) -> bytes:
     parts, stored = [_SIGNATURE], False
     while len(head := stream.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
-        if name == b"IDAT":
+        if name in (b"IDAT", b"acTL", b"fcTL", b"fdAT"):
             stream.seek(length + 4, os.SEEK_CUR)
-            if not stored:
+            if name == b"IDAT" and not stored:
                 parts.append(_chunk(b"IDAT", zlib.compress(bytes(9))))  # the most that a pixel has, and its filter
-            stored = True
+                stored = True
             continue
         if name in (b"acTL", b"fcTL", b"fdAT"):
             stream.seek(length + 4, os.SEEK_CUR)
