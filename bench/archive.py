@@ -161,7 +161,7 @@ class Scans(MemoryStorage):
             raise NotFound(key)  # a picture that is asked for again would be made again, and found to exist
         return super()._find(key)
 
-    def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:
+    def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:  # noqa: ARG002
         """See `Storage`."""
         self.requests["PUT"] += 1
         if hash(key) in self.results:
@@ -194,9 +194,9 @@ def run(store: Scans, settings: Settings, rate: float) -> tuple[float, float, fl
     """One call of the command: wall seconds, processor seconds, and peak memory of the process, MB."""
     given = command.parser().parse_args(["scans", "out", "--here", "--rate", str(rate)])
     start, before = time.perf_counter(), time.process_time()
-    with mock.patch.object(core, "upscale", copy), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        with suppress(Killed):
-            command.run(store, settings, given, lambda: False)
+    nothing_shown = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+    with mock.patch.object(core, "upscale", copy), nothing_shown[0], nothing_shown[1], suppress(Killed):
+        command.run(store, settings, given, lambda: False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return time.perf_counter() - start, time.process_time() - before, peak
 
