@@ -31,6 +31,8 @@ from handler.settings import Settings, get_settings
 from handler.storage import Changed, InvalidKey, NotFound, Storage, StorageError, open_storage
 
 DONE, FAILED, USAGE, AGAIN = 0, 1, 2, 75
+#: Seconds between two looks at jobs in flight: here only at such as another process has.
+POLL_HERE, POLL_BATCH = 1.0, 15.0
 #: Failures printed; the manifest has all.
 SHOWN = 50
 
@@ -132,7 +134,7 @@ def run(storage: Storage, settings: Settings, given: argparse.Namespace, stop: C
         found,
         _starter(storage, settings, here, stop),
         at_once=1 if here else given.at_once,
-        poll_seconds=1.0 if here else 15.0,
+        poll_seconds=POLL_HERE if here else POLL_BATCH,
         stop=stop,
         report=_progress,
     )

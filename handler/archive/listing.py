@@ -103,7 +103,8 @@ def _opened(storage: Storage, source: str, *, packed: bool = False) -> Iterator[
 
 
 def _rows(file: IO[bytes], name: str, bucket: str, columns: Sequence[str], *, encoded: bool) -> Iterator[Picture]:
-    rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    rows = csv.reader(text)
     try:
         for number, row in enumerate(rows, 1):
             if number == 1 and "key" in (lower := [value.strip().lower() for value in row]):
@@ -126,3 +127,5 @@ def _rows(file: IO[bytes], name: str, bucket: str, columns: Sequence[str], *, en
                 yield Picture(key, found.get("etag", "").strip('"'), int(size) if size.isdecimal() else 0)
     except (UnicodeDecodeError, csv.Error, EOFError, OSError) as error:
         raise core.OptionsError(f"{name} is no CSV in UTF-8: {error}") from None
+    finally:
+        text.detach()  # whoever opened the file closes it

@@ -113,7 +113,8 @@ def _advance(storage: Storage, settings: Settings, plan: Plan, key: str, start: 
     code, message = "part_failed", "its job failed"
     for tries in range(TRIES):
         job = _job(storage, settings, plan, key, document.job_id(key, tries))
-        if job.state is State.QUEUED and job.batch_job_id is None:
+        # Batch itself starts its containers again; who works here may have been killed under a lease that ran out.
+        if jobs.claimable(job, jobs.utc_now()) and job.batch_job_id is None:
             start(job)
             job = jobs.get(storage, job.id)
         if job.state is State.SUCCEEDED:

@@ -250,8 +250,10 @@ def retry(storage: Storage, old: Job, version: str, *, expires: datetime, clock:
         The new job, and whether it was made by this call.
 
     Raises:
-        IllegalTransition: the old job has not ended, or has succeeded.
+        IllegalTransition: the old job has not ended, or has succeeded, or is a part of an archive.
     """
+    if old.pictures is not None:
+        raise IllegalTransition("a part of an archive is tried again by the archive's command, with --redo")
     if old.state not in (State.FAILED, State.CANCELLED):
         raise IllegalTransition(f"a job that is {old.state} cannot be tried again")
     now = clock()

@@ -33,6 +33,12 @@ ENTRIES = {
 }
 #: Where each call of the store goes, by the function that calls. A new call fails `test_every_call_is_known`.
 PREFIXES: dict[str, str | dict[str, str]] = {
+    "archive.part.flush": "archives",
+    "archive.part.read": "archives",
+    "archive.part.close": "archives",
+    "archive.part._found": "upscaled",
+    "archive.part._upscale": {"download_version": "scans", "create_file": "upscaled"},
+    "archive.part._work": {"get": "archives", "put": "results"},
     "jobs.changes._tidy": "results",
     "jobs.changes.change": "jobs",
     "jobs.changes.get": "jobs",
@@ -57,8 +63,8 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "web.views.view": "uploads",
     "worker._work": {"download": "uploads", "upload": "results"},
 }
-#: Local mode alone comes to these.
-LOCAL_CALLS = {"jobs.changes.every", "local"}
+#: Local mode alone comes to these, and to the last ones the command line of archives, with its caller's rights.
+LOCAL_CALLS = {"jobs.changes.every", "local", "archive."}
 #: What a method of the boto3 client needs of IAM. A signed link may do what its signer may.
 S3_ACTIONS = {
     "get_object": {"s3:GetObject"},
@@ -72,7 +78,14 @@ S3_ACTIONS = {
     "get_paginator": {"s3:ListBucket"},
 }
 #: Methods of the store that call the client through another one.
-THROUGH = {"get": "_read", "read_range": "_read", "put": "_put", "create": "_put", "swap": "_put"}
+THROUGH = {
+    "get": "_read",
+    "read_range": "_read",
+    "put": "_put",
+    "create": "_put",
+    "swap": "_put",
+    "create_file": "_put",
+}
 #: What the functions that call Batch, SQS and Secrets Manager need.
 OTHER_ACTIONS = {
     "batch.submit_batch": "batch:SubmitJob",
