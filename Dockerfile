@@ -29,7 +29,8 @@ RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /torch
 # ---- everything else that is not ours
 FROM ${BASE_IMAGE} AS packages
 COPY infra/trim.py infra/requirements.txt /build/
-RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :all: --require-hashes \
+# pyvips is plain Python, and published without a wheel.
+RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --only-binary :all: --no-binary pyvips --require-hashes \
         --target /packages --requirement /build/requirements.txt \
     && python3 /build/trim.py /packages
 
