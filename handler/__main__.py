@@ -145,7 +145,7 @@ def _wrong_model(settings: Settings) -> str:
     for setting, name in (("MODEL", settings.model), ("WARM_MODEL", settings.warm_model)):
         if not name or name == "none" or name.startswith("s3://"):
             continue
-        if Path(name).exists() or name.count("/") != 1:
+        if Path(name).exists() or name.count("/") != 1 or name.startswith(("/", ".", "~")):
             try:
                 models.fetch(models.spec_of(name)) if name not in models.MODELS else None
             except ModelError as error:
