@@ -18,7 +18,7 @@ from pydantic import SecretStr, ValidationError
 
 from core import models
 from core.errors import ModelError
-from handler import logs
+from handler import logs, options
 from handler.settings import Settings, get_settings
 from handler.storage import ForeignDirectory, Storage, Unavailable, open_storage
 
@@ -142,10 +142,11 @@ def settings_table() -> str:
 
 def _wrong_model(settings: Settings) -> str:
     """Why MODEL or WARM_MODEL can never be had, as a line; empty when it can, or the hub has to be asked for it."""
-    for setting, name in (("MODEL", settings.model), ("WARM_MODEL", settings.warm_model)):
+    for setting, given in (("MODEL", settings.model), ("WARM_MODEL", settings.warm_model)):
+        name = options.in_models_dir(given, settings)
         if not name or name == "none" or name.startswith("s3://"):
             continue
-        if Path(name).exists() or name.count("/") != 1:
+        if Path(name).exists() or name.count("/") != 1 or name.startswith(("/", ".", "~")):
             try:
                 models.fetch(models.spec_of(name)) if name not in models.MODELS else None
             except ModelError as error:

@@ -28,6 +28,7 @@ from handler.jobs.document import (
     job_key,
     loads,
     result_key,
+    retry_id,
     utc_now,
 )
 from handler.storage import Changed, NotFound, Storage, StorageError, Unavailable
@@ -344,6 +345,14 @@ def cancel(storage: Storage, id: str, *, clock: Clock = utc_now) -> Job:
     return job
 
 
+def _needs_upload(storage: Storage, id: str, key: str) -> bool:
+    """Whether there is a job of this id that is made, or could be made again, from this upload."""
+    try:
+        return get(storage, id).input.key == key
+    except (NotFound, InvalidId):
+        return False
+
+
 def delete(storage: Storage, job: Job) -> None:
     """Remove a final job with its upload and its results; the document first, so that nothing names what is gone.
 
@@ -351,7 +360,8 @@ def delete(storage: Storage, job: Job) -> None:
         storage.Unavailable.
     """
     storage.delete(job_key(job.id))
-    storage.delete(job.input.key)
+    if not any(_needs_upload(storage, id, job.input.key) for id in (job.input.key.split("/")[1], retry_id(job.id))):
+        storage.delete(job.input.key)
     for found in list(storage.list(f"results/{job.id}/")):
         storage.delete(found.key)
 

@@ -36,6 +36,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from handler.names import file_name
 
+#: Ids of jobs that nobody asked for by id follow from their upload, or from another job, within this name space.
+UPLOAD_NAMESPACE = uuid.UUID("5f4b36a2-0c3e-4a53-9e0b-6d8f6a0c7a11")
+
 Clock = Callable[[], datetime]
 
 
@@ -261,6 +264,11 @@ def upload_key(id: str, name: str) -> str:
         InvalidId.
     """
     return f"uploads/{check_id(id)}/{file_name(name)}"
+
+
+def retry_id(id: str) -> str:
+    """The id of the job that does again what the job of this id should have done."""
+    return str(uuid.uuid5(UPLOAD_NAMESPACE, f"{id}\0retry"))
 
 
 def result_key(job: Job, name: str) -> str:

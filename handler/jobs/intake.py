@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from handler.jobs.changes import change, get
 from handler.jobs.document import (
+    UPLOAD_NAMESPACE,
     Backend,
     Clock,
     Conflict,
@@ -29,14 +30,12 @@ from handler.jobs.document import (
     dumps,
     job_key,
     new_id,
+    retry_id,
     upload_key,
     utc_now,
 )
 from handler.names import file_name
 from handler.storage import Exists, NotFound, Storage
-
-#: Ids of jobs that nobody asked for by id follow from their upload within this name space.
-UPLOAD_NAMESPACE = uuid.UUID("5f4b36a2-0c3e-4a53-9e0b-6d8f6a0c7a11")
 
 
 def create(
@@ -260,7 +259,7 @@ def retry(storage: Storage, old: Job, version: str, *, expires: datetime, clock:
     return _create(
         storage,
         Job(
-            id=str(uuid.uuid5(UPLOAD_NAMESPACE, f"{old.id}\0retry")),
+            id=retry_id(old.id),
             state=State.QUEUED,
             options=old.options,
             model=old.model,

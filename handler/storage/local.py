@@ -28,6 +28,7 @@ from handler.storage.base import (
     LinkRefused,
     NotFound,
     ObjectInfo,
+    Unavailable,
     UploadLink,
     check_key,
 )
@@ -88,11 +89,13 @@ class LocalStorage:
         self._prepare()
 
     def _prepare(self) -> None:
-        with os_errors(str(self.root), writing=True):
+        try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             claim(self.root)
             for name in (".tmp", ".locks", ".types"):
                 (self.root / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"the store failed: {error.strerror}") from error
 
     def check(self) -> None:
         """Whether the directory can be worked with; one that was deleted is made anew.
@@ -339,7 +342,11 @@ class LocalStorage:
         """A file in `.tmp` which is locked while it is ours, so that `sweep` knows it from a dead writer's."""
         while True:
             path = self.root / ".tmp" / secrets.token_hex(16)
-            with path.open("xb") as file:
+            try:
+                opened = path.open("xb")
+            except OSError as error:  # the whole directory is gone: that is not about one key
+                raise Unavailable(f"the store failed: {error.strerror}") from error
+            with opened as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink == 0:  # a sweep came between open and lock
                     continue

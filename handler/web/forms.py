@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from tempfile import SpooledTemporaryFile
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -17,6 +19,8 @@ from handler.web.problems import Problem
 
 #: What a part with a picture may be called.
 PARTS = ("file", "image")
+#: A file name as RFC 8187 encodes it, which the parser passes over.
+_ENCODED_NAME = re.compile(rb"filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
 #: Bytes of an upload that are kept in memory; more are on disk.
 _IN_MEMORY = 1 << 20
 
@@ -65,7 +69,9 @@ class _Parser(MultiPartParser):
         part = self._current_part
         _, options = parse_options_header(part.content_disposition)
         if b"filename" not in options and options.get(b"name", b"").decode(errors="replace") in PARTS:
-            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
+            encoded = _ENCODED_NAME.search(part.content_disposition or b"")
+            name = unquote_to_bytes(encoded[1]).replace(b"\\", b"_").replace(b'"', b"_") if encoded else b""
+            part.content_disposition = (part.content_disposition or b"") + b'; filename="' + name + b'"'
         super().on_headers_finished()
 
     def on_end(self) -> None:
@@ -82,8 +88,9 @@ async def _form(request: Request) -> FormData:
             why = str(error.__cause__ or error.message).rstrip(".")
             detail = f"the multipart form cannot be read: {why[:1].lower()}{why[1:]}"
             raise Problem("malformed_request", detail) from error
-    if not parser.whole and parser.items:
-        await form.close()
+    if not parser.whole and (parser.items or parser._current_part.content_disposition):
+        for file in parser._files_to_close_on_error:
+            file.close()
         raise Problem("malformed_request", "the form ends before its last boundary: it was cut off on the way")
     return form
 

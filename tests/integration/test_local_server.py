@@ -188,13 +188,31 @@ def test_what_a_crash_leaves_is_taken_up_again(tmp_path: Path) -> None:
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_jobs_go_on_at_once_after_a_restart_and_are_not_counted_as_lost(tmp_path: Path) -> None:
+    """Issue 16: of eight healthy jobs three were failed as worker_lost. The lease is long: nobody waits for it."""
+    settings = {**QUICK, "LEASE_SECONDS": "3600"}
+    ids: list[str] = []
+    for _ in range(5):
+        with running(tmp_path, **settings) as server:
+            if not ids:
+                ids.append(large_job(server.client))
+            wait_until(lambda: jobs.get(LocalStorage(server.data), ids[0]).state is not jobs.State.QUEUED)
+            server.process.kill()
+            server.process.wait()
+    with running(tmp_path, **settings) as server:
+        wait_until(lambda: jobs.get(LocalStorage(server.data), ids[0]).state.final)
+        job = jobs.get(LocalStorage(server.data), ids[0])
+    assert (job.state, job.lost) == (jobs.State.SUCCEEDED, 0)
+    assert not [path for path in (server.data / ".servers").iterdir() if path.stat().st_size]
+
+
 def test_stopping_hands_a_running_job_back(tmp_path: Path) -> None:
     with running(tmp_path, **QUICK) as server:
         job = large_job(server.client)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
         assert jobs.get(LocalStorage(server.data), job).state is jobs.State.QUEUED
-        assert not list((tmp_path / "tmp").iterdir())
+        assert not list((tmp_path / "tmp").glob(f"{PREFIX}*"))  # libraries may keep files of their own there
 
 
 def test_what_has_expired_is_swept_away_at_the_start(tmp_path: Path) -> None:
@@ -234,6 +252,13 @@ def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
     assert code == 2
     assert re.fullmatch(r"error: .*/data has files in it .*DATA_DIR.*\n", said)
     assert list(mine.parent.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("name", ["photo-x3", "/nowhere"])
+def test_a_model_that_there_cannot_be_stops_the_start(tmp_path: Path, name: str) -> None:
+    code, said = ends(tmp_path, MODEL=name)
+    assert code == 2
+    assert re.match(rf"error: MODEL: .*{name}", said)
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_the_key(tmp_path: Path) -> None:
         check_problem(client.post("/upscale", files={"file": PNG}), 401, "unauthorized")
         key = {"x-api-key": "opensesame"}
         assert client.get("/models", headers=key).status_code == 200
-        assert client.get("/openapi.json").json()["security"] == [{"ApiKey": []}]
+        assert client.get("/openapi.json").json()["security"] == [{"ApiKey": []}, {"Bearer": []}]
         for path in ("/health", "/", "/docs", "/static/main.js"):
             assert client.get(path).status_code == 200
         upload = client.post("/jobs", json=WANTED, headers=key).json()["upload"]
