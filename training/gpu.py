@@ -113,7 +113,7 @@ def run_stage(stage: Stage, start: Path, pixels: Pixels, split: list[torch.Tenso
     """Train one model; returns its directory and what is reported of it."""
     begun = time.perf_counter()
     detail = stage.name.startswith("detail")
-    size, last, batches = (16, 24, (2,)) if tiny else (SIZE, LAST_SIZE, BATCHES)
+    size, last, batches = (16, 32, (2,)) if tiny else (SIZE, LAST_SIZE, BATCHES)
     inputs = inputs_of(stage, device)
     # Small photos have no patch of the last size at x4: fewer photos would be worse than smaller patches.
     last = last if stage.scale == 2 or tiny else size
