@@ -29,6 +29,7 @@ from training.selection import JPEG_QUALITIES, Selection
 from training.train import START_RATE, Phase, Training, train
 from training.weights import average, build
 
+LEAST_SECONDS = 10.0  # a stage with less is left out
 KEEP_SECONDS = 20.0  # between two looks at the split
 TRUNK, BRANCHES = 0.6, 2  # of a stage's schedule, and of how many ends it has
 BATCHES, SIZE, LAST_SIZE = (64, 48, 32, 24, 16), 64, 96  # patches of SIZE, and fewer of LAST_SIZE at the end
@@ -112,7 +113,7 @@ def run_stage(stage: Stage, start: Path, pixels: Pixels, split: list[torch.Tenso
     """Train one model; returns its directory and what is reported of it."""
     begun = time.perf_counter()
     detail = stage.name.startswith("detail")
-    size, last, batches = (16, 24, (2,)) if tiny else (SIZE, LAST_SIZE, BATCHES)
+    size, last, batches = (16, 32, (2,)) if tiny else (SIZE, LAST_SIZE, BATCHES)
     inputs = inputs_of(stage, device)
     # Small photos have no patch of the last size at x4: fewer photos would be worse than smaller patches.
     last = last if stage.scale == 2 or tiny else size
@@ -127,9 +128,10 @@ def run_stage(stage: Stage, start: Path, pixels: Pixels, split: list[torch.Tenso
     else:
         training = Training(net, patches, inputs)
     training.keep_every, training.rate, training.clock = KEEP_SECONDS, START_RATE, time.monotonic
-    training.steps_at_once = 1 if tiny else training.steps_at_once
+    if tiny:  # a step counts as a second, so that a rehearsal does the same on any machine
+        training.steps_at_once, training.clock = 1, lambda: float(training.steps)
     phases = phases_for(training, seconds, batches, size, last)
-    left = seconds - (time.perf_counter() - begun)
+    left = seconds if tiny else seconds - (time.perf_counter() - begun)
     whole = left / (TRUNK + BRANCHES * (1 - TRUNK))  # of one schedule
     trunk = (phases[0], replace(phases[1], until=TRUNK))
     train(training, trunk, whole, selection, folder / "trunk")
@@ -180,6 +182,12 @@ def main() -> None:
         for stage in stages:
             shares = sum(later.share for later in stages[stages.index(stage) :])
             seconds = (end - time.perf_counter() - 5) * stage.share / shares
+            if arguments.tiny:
+                seconds = arguments.minutes * 60 * stage.share
+            elif seconds < LEAST_SECONDS:
+                report[stage.name] = f"not trained: {seconds:.0f} s were left for it"
+                (arguments.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+                continue
             start = made.get(stage.start, WEIGHTS / stage.start)
             if stage.scale != 2 and stage.start == stage.name and "compact-x2" in made:
                 # Its own weights, and half of what the new compact-x2 has changed.

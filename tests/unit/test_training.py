@@ -318,7 +318,8 @@ def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [root / "training" / "on_a_gpu.sh", "0.25", tmp_path / "pack.zip", tmp_path / "out"],
-        env={**os.environ, "PYTHON": sys.executable, "TINY": "1"}, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "PYTHON": sys.executable, "TINY": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
