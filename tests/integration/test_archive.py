@@ -21,11 +21,11 @@ import core
 from bench.archive import Killed, MemoryStorage
 from handler import jobs
 from handler.archive import __main__ as command
-from handler.archive import document, part, planning
+from handler.archive import document, part, planning, submission
 from handler.archive.document import MADE_FROM
 from handler.jobs import Backend, State
 from handler.settings import Settings
-from handler.storage import Exists, LocalStorage, S3Storage, Storage
+from handler.storage import Changed, Exists, LocalStorage, NotFound, S3Storage, Storage
 from tests.integration.work import AT_ONCE, configured, picture
 
 
@@ -164,12 +164,12 @@ def test_an_archive_that_is_killed_again_and_again_ends(
 
 def planned(store: LocalStorage, settings: Settings) -> jobs.Job:
     """The job of the one part of an archive, which was stopped before it began."""
-    with pytest.raises(command.submission.Interrupted):
+    with pytest.raises(submission.Interrupted):
         archive(store, settings, "scans", "out", stop=lambda: True)
     [list_of] = [found.key for found in store.list("archives/") if found.key.endswith("000001.jsonl")]
     plan = planning.read(store, list_of.split("/")[1])
     assert plan
-    return command.submission._job(store, settings, plan[0], list_of, document.job_id(list_of, 0))
+    return submission._job(store, settings, plan[0], list_of, document.job_id(list_of, 0))
 
 
 def work(store: Storage, settings: Settings, job: jobs.Job, **more: Any) -> jobs.Job | None:
@@ -221,7 +221,8 @@ def test_two_workers_on_one_part_make_one_result_each(
     """The second comes while the first is at a picture and has lost its lease without knowing."""
     wanted = fill(store, 3)
     job = planned(store, settings)
-    copy, second = core.upscale, []
+    copy = core.upscale
+    second: list[jobs.Job | None] = []
 
     def upscale(*arguments: Any, **named: Any) -> core.Result:
         if not second:
@@ -274,11 +275,11 @@ def test_the_store_creates_files_once_and_reads_versions(storage: Storage, tmp_p
         assert read.read_bytes() == file.read_bytes()
         read.unlink()
     storage.put(key, b"2", "image/png")
-    with pytest.raises(command.Changed):
+    with pytest.raises(Changed):
         storage.download_version(key, read, found.etag)
     assert not read.exists()
     assert storage.head(key).metadata == {}
-    with pytest.raises(command.NotFound):
+    with pytest.raises(NotFound):
         storage.download_version("out/none", read, "")
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
