@@ -67,7 +67,8 @@ def enlarge(
         for index in range(kept.count):
             yield kept.load(index)
         first, done = kept.count, kept.rows
-        if done == out_height:
+        if done == out_height:  # only the encoding was interrupted
+            progress(first, first)
             return
     opacity = survey(bands) if bands.alpha else None
     number, parts = first, list[Samples]()
