@@ -37,6 +37,10 @@ class Killed(BaseException):
     """The process ends here: nothing that handles errors sees it."""
 
 
+class MadeTwice(BaseException):
+    """What must not happen; no worker may take it for the fault of a picture."""
+
+
 class MemoryStorage:
     """A store in memory that counts requests; for one thread that writes, beside the one that keeps a lease."""
 
@@ -165,7 +169,7 @@ class Scans(MemoryStorage):
         """See `Storage`."""
         self.requests["PUT"] += 1
         if hash(key) in self.results:
-            raise AssertionError(f"{key} was made twice")
+            raise MadeTwice(key)
         path.stat()
         self.results.add(hash(key))
         if len(self.results) == self.kill_at:
