@@ -143,7 +143,7 @@ class MemoryStorage:
 
 
 class Scans(MemoryStorage):
-    """Made-up sources, all the same picture; of results only the hashes of their keys are kept.
+    """Made-up sources, all the same picture; of results only their metadata is kept.
 
     Args:
         count: of sources.
@@ -153,7 +153,7 @@ class Scans(MemoryStorage):
     def __init__(self, count: int, kill_at: int) -> None:
         super().__init__()
         self.count, self.kill_at = count, kill_at
-        self.results: set[int] = set()
+        self.results: dict[int, Mapping[str, str]] = {}
         stream = io.BytesIO()
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(stream, "PNG")
         self.picture = zlib.compress(stream.getvalue())
@@ -161,8 +161,8 @@ class Scans(MemoryStorage):
     def _find(self, key: str) -> tuple[bytes, str, str, Mapping[str, str]]:
         if key.startswith("scans/"):
             return self.picture, '"1"', "image/png", {}
-        if key.startswith("out/"):
-            raise NotFound(key)  # a picture that is asked for again would be made again, and found to exist
+        if key.startswith("out/") and hash(key) in self.results:
+            return b"", '"1"', "image/png", self.results[hash(key)]
         return super()._find(key)
 
     def create_file(self, path: Path, key: str, content_type: str, metadata: Mapping[str, str]) -> None:  # noqa: ARG002
@@ -171,7 +171,7 @@ class Scans(MemoryStorage):
         if hash(key) in self.results:
             raise MadeTwice(key)
         path.stat()
-        self.results.add(hash(key))
+        self.results[hash(key)] = metadata
         if len(self.results) == self.kill_at:
             raise Killed
 
