@@ -155,7 +155,6 @@ class _Rows:
     begun: set[str] = field(default_factory=set)
     waiting: list[Row] = field(default_factory=list)
     files: int = 0
-    written: float = field(default_factory=time.monotonic)
 
     def read(self) -> int:
         """What is there, in the order in which it was written; how many files that was."""
@@ -179,14 +178,8 @@ class _Rows:
         self.put(row)
         self.waiting.append(row)
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time to write."""
-        return time.monotonic() - self.written >= FLUSH_SECONDS
-
     def flush(self) -> None:
         """Write what is waiting."""
-        self.written = time.monotonic()
         if not self.waiting:
             return
         key = f"{document.rows_prefix(self.part)}{self.name}-{self.files:05}.jsonl"
@@ -210,7 +203,7 @@ def _work(attempt: _Attempt) -> Job:
     rows = _Rows(storage, part, f"{job.created:%Y%m%dT%H%M%S%f}-{job.attempt:03}")
     careful = bool(attempt.again(rows.read)) or job.lost > 0
     attempt.again(lambda: attempt.tell(len(rows.ended), len(pictures)))
-    begun = ""
+    begun, told = "", time.monotonic()
     try:
         with workspace() as folder:
             for picture in pictures:
@@ -223,9 +216,10 @@ def _work(attempt: _Attempt) -> Job:
                 if careful:
                     begun = picture.source
                     rows.add(Row(picture.source, error=TRIED))
-                    attempt.again(rows.flush)
+                    attempt.again(rows.flush)  # with what came of the picture before
                 rows.add(_make(attempt, picture, chosen, missing, folder))
-                if careful or rows.due:
+                if time.monotonic() - told >= FLUSH_SECONDS:
+                    told = time.monotonic()
                     attempt.again(rows.flush)
                     attempt.again(lambda: attempt.tell(len(rows.ended), len(pictures)))
     except (_Stopped, jobs.Cancelled, Unavailable):
