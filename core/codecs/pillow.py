@@ -149,9 +149,10 @@ def _frames(
     """
     stream, checked, format, frames = file.stream, file.checked, found.format, found.frames
     at = stream.tell()  # Pillow reads on from here
-    drawn, durations = _drawn(stream, format, file.screen, frames, found.bits)
-    if checked and not checked.usual:
-        drawn = iter([jpeg.decode_unusual(checked)])
+    with decoder_errors():
+        drawn, durations = _drawn(stream, format, file.screen, frames, found.bits)
+        if checked and not checked.usual:
+            drawn = iter([jpeg.decode_unusual(checked)])
     crop = _crop(file, frames)
     for index in range(first, first + frames):
         with decoder_errors():
