@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 
 import core
+from core.codecs import jpeg
 from handler.options import limits
 from handler.settings import Settings
 from handler.storage import Storage, StorageError
@@ -23,9 +25,15 @@ def probe(storage: Storage, key: str, settings: Settings) -> core.Probe:
         storage.StorageError: as `Storage.read_range`.
     """
     remote = RemoteFile(storage, key, storage.head(key).size)
+    allowed = limits(settings)
     try:
-        return core.probe(io.BufferedReader(remote, HEADER_BYTES), limits(settings))
-    except core.InputError:
+        stream = io.BufferedReader(remote, HEADER_BYTES)
+        # A decoder looks for the end of a JPEG, which says nothing of its size.
+        if remote.size <= allowed.input_bytes and (header := jpeg.header_alone(stream)) is not None:
+            return replace(core.probe(header, allowed), bytes=remote.size)
+        stream.seek(0)
+        return core.probe(stream, allowed)
+    except (core.InputError, OSError):
         if remote.failure:  # to a decoder a store that fails looks like a damaged file
             raise remote.failure from None
         raise
@@ -43,12 +51,13 @@ class RemoteFile(io.RawIOBase):
         size: of the object in bytes.
 
     Attributes:
+        size: of the object in bytes.
         failure: why the last read failed, None while none has.
     """
 
     def __init__(self, storage: Storage, key: str, size: int) -> None:
         self.failure: StorageError | None = None
-        self._storage, self._key, self._size = storage, key, size
+        self._storage, self._key, self.size = storage, key, size
         self._at = 0
         self._start, self._block, self._next = 0, b"", HEADER_BYTES
 
@@ -62,7 +71,7 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move, as in any file; asks nothing of the store."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
@@ -77,7 +86,7 @@ class RemoteFile(io.RawIOBase):
             OSError, with the cause in `failure`.
         """
         if not self._start <= self._at < self._start + len(self._block):
-            if self._at >= self._size:
+            if self._at >= self.size:
                 return 0
             try:
                 self._block = self._storage.read_range(self._key, self._at, max(self._next, len(buffer)))

@@ -213,6 +213,25 @@ def check(stream: BinaryIO) -> Checked:
     return Checked(data, io.BytesIO(header), bits, scans, usual, ended, bool(notes), notes)
 
 
+def header_alone(stream: BinaryIO) -> bytes | None:
+    """All that stands before the first scan of a JPEG, as a JPEG without pixels; None for anything else.
+
+    For files of which the rest is far away: only the segments are read.
+    """
+    found = bytearray(stream.read(2))
+    if found != b"\xff\xd8":
+        return None
+    while True:
+        marker = stream.read(4)
+        length = int.from_bytes(marker[2:], "big")
+        if len(marker) < 4 or marker[0] != 0xFF or not 0xC0 <= marker[1] < 0xFF or length < 2:
+            return None  # odd, or broken: the whole file will tell
+        segment = stream.read(length - 2)
+        found += marker + segment
+        if marker[1] == 0xDA:
+            return bytes(found) + b"\xff\xd9"
+
+
 class _Spliced(io.RawIOBase):
     """A header, and then the bytes [start, stop) of a file, which are read from it when they are wanted."""
 

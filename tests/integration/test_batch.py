@@ -92,7 +92,7 @@ def test_the_container_does_the_job(seaweedfs_bucket: tuple[str, str], container
 def test_a_spot_instance_that_is_taken_away_hands_the_job_back(
     store: LocalStorage, settings: Settings, container: Start, tmp_path: Path
 ) -> None:
-    job = for_batch(store, data := picture(400, 300))
+    job = for_batch(store, data := picture(1200, 900))
     process = container(job, DATA_DIR=str(settings.data_dir), BUCKET="", TILE_SIZE="48")
     wait_for(lambda: jobs.get(store, job.id).progress.done or process.poll() is not None, "the first tiles")
     process.send_signal(signal.SIGTERM)
