@@ -18,12 +18,6 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]
 
-from core.codecs.encode import encode
-from core.codecs.read import pages
-from core.formats import MAX_SIDE, sniff
-from core.metadata.carried import for_result
-from core.picture import frames_kept
-
 with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
     from PIL import (  # noqa: F401
         AvifImagePlugin,
@@ -35,7 +29,14 @@ with atheris.instrument_imports(include=["core", "PIL", "tifffile"]):
         WebPImagePlugin,
     )
 
+    # Whatever is imported before is not seen by the fuzzer.
     import core
+    from core.codecs import bmp, gif, heif, isobmff, jpeg, pillow, png, streams, tiff, webp  # noqa: F401
+    from core.codecs.encode import encode
+    from core.codecs.read import pages
+    from core.formats import MAX_SIDE, sniff
+    from core.metadata.carried import for_result
+    from core.picture import frames_kept
 
 
 from tests.unit import hostile

@@ -9,9 +9,13 @@ import pytest
 from bench.quality import by_bicubic, by_model, measure
 
 SHARED = Path(__file__).parents[2] / "../shared"
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "bench/Set5").is_dir(), reason="needs the benchmark pictures in ../shared/bench, which are not here"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (SHARED / "bench/Set5").is_dir(),
+        reason="needs the benchmark pictures in ../shared/bench, which are not here",
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "published"), [("Set5", 33.66), ("Set14", 30.24)])
