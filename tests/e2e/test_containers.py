@@ -132,7 +132,7 @@ def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def same(made: bytes, source: bytes) -> bool:
-    """Whether a picture is what `core` makes of its source here, pixel by pixel: in fp32, as images without OpenVINO."""
+    """Whether a picture is what `core` makes of its source here in fp32, as the images without OpenVINO do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx, "multiplies_bf16", lambda: False)
         expected = core.upscale(source).data
