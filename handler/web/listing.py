@@ -28,6 +28,24 @@ LOOK_SECONDS, ALIVE_SECONDS = 0.5, 15.0
 #: After so many seconds the client has to ask anew, which event sources do by themselves.
 EVENTS_SECONDS = 3600.0
 
+#: OpenAPI: one event of a stream, which is what the schema of such a stream describes before OpenAPI 3.2.
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "required": ["event", "id", "data"],
+    "properties": {
+        "event": {"const": "job"},
+        "id": {"type": "string", "description": "Another one after every change."},
+        "data": {
+            "type": "string",
+            "description": "The job as JSON, as `GET /jobs/{id}` gives it.",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/Job"},
+        },
+    },
+    "additionalProperties": False,
+}
+
 
 class JobPage(BaseModel):
     """Some jobs, newest first."""
@@ -59,7 +77,7 @@ def list_jobs(
     summary="Follow a job",
     response_class=StreamingResponse,
     responses={
-        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": _EVENT}}},
         **documented("invalid_id", "job_not_found"),
     },
 )

@@ -28,7 +28,10 @@ def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
             found["security"] = [{"ApiKey": []}, {"Bearer": []}]
         request_id = {"description": "Names this request in the logs.", "schema": {"type": "string"}}
         for path in found["paths"].values():
-            for operation in path.values():
+            for method, operation in path.items():
+                if method not in ("get", "head", "options"):  # `handler.web.callers.foreign_page`
+                    answers = {**operation["responses"], "403": problems.documented("foreign_page")[403]}
+                    operation["responses"] = dict(sorted(answers.items()))
                 for status, answer in operation["responses"].items():
                     answer.setdefault("headers", {})["X-Request-Id"] = request_id
                     if status in ("429", "503"):

@@ -57,14 +57,22 @@ _FORM = {
     responses={
         **_RESPONSE,
         **documented(
-            "malformed_request", "no_file", "several_files", "unreadable_image", "too_large", "unsupported_media_type"
+            "malformed_request",
+            "no_file",
+            "several_files",
+            "unreadable_image",
+            "too_large",
+            "unsupported_media_type",
+            "bad_request",
         ),
     },
     openapi_extra={"requestBody": _FORM},
 )
 async def preview_file(request: Request, service: Shared) -> Response:
     """For what a browser cannot show, such as TIFF. Send the picture as the part `file` of a multipart form."""
-    async with receive_form(request) as (file, _), service.previews.enter(1):
+    async with receive_form(request) as (file, fields), service.previews.enter(1):
+        if fields:
+            raise Problem("bad_request", f"there is no field {fields[0][0][:100]!r}: a preview has no options")
         made = await run_in_threadpool(preview.preview, file.file, options.limits(service.settings))
     return _response(made)
 

@@ -36,11 +36,12 @@ def root_path(event: Mapping[str, Any]) -> str:
 
 
 def under_root(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Set ASGI's `root_path`, and take it off the path where that has it."""
+    """Set ASGI's `root_path`, and take it off the path where that has it; without ROOT_PATH the server's own counts."""
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            root = root_path(scope["aws.event"]) if "aws.event" in scope else settings.root_path
+            own = settings.root_path or scope.get("root_path", "")  # `uvicorn --root-path`
+            root = root_path(scope["aws.event"]) if "aws.event" in scope else own
             path = scope["path"].removeprefix(root) if scope["path"].startswith(root + "/") else scope["path"]
             scope = {**scope, "root_path": root, "path": path}
         await app(scope, receive, send)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from mangum import Mangum
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from handler.settings import Settings
@@ -85,6 +86,18 @@ def test_the_pages_ask_for_what_is_there(tmp_path: Path, prefix: str, base: str,
         get("/" + address)
     servers = json.loads(get("/openapi.json")).get("servers")
     assert servers == ([{"url": prefix}] if prefix else None)
+
+
+def test_the_path_that_the_server_was_told_of(tmp_path: Path) -> None:
+    """`uvicorn --root-path`: what is open without a key is open below it, and nothing else."""
+    settings = Settings(data_dir=tmp_path, warm_model="none", bucket="", api_key=SecretStr("opensesame"))
+    client = TestClient(build(settings, LocalStorage(tmp_path)), root_path="/upscaler")
+    for before in ("", "/upscaler"):
+        assert client.get(f"{before}/").status_code == 200
+        assert client.get(f"{before}/static/main.js").status_code == 200
+        assert client.get(f"{before}/openapi.json").json()["servers"] == [{"url": "/upscaler"}]
+        assert client.get(f"{before}/models").status_code == 401
+    assert client.get("/upscaler/models", headers={"X-API-Key": "opensesame"}).status_code == 200
 
 
 def test_behind_a_reverse_proxy(tmp_path: Path) -> None:

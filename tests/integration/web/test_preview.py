@@ -20,6 +20,8 @@ def test_of_no_picture(client: httpx.Client) -> None:
     check_problem(client.post("/preview", files={"file": b"nothing"}), 400, "unreadable_image")
     check_problem(client.post("/preview", files={"file": saved(corners(600, 600), "PNG")}), 413, "too_large")
     check_problem(client.post("/preview"), 415, "unsupported_media_type")
+    picture = {"file": saved(corners(), "PNG")}
+    check_problem(client.post("/preview", files=picture, data={"scale": "2"}), 422, "bad_request")
 
 
 def test_of_a_result(client: httpx.Client) -> None:
