@@ -93,7 +93,9 @@ def _compressed(bands: Bands) -> Iterator[bytes]:
     for band in in_rows(bands, max(1, _BAND_BYTES // bands.row_bytes)):
         rows = np.ascontiguousarray(band) if above is None else np.concatenate([above, band])
         # Filtered by libpng, and stored without compression in a PNG that is taken apart again.
-        stored = _chunks(imagecodecs.png_encode(rows, level=0))
+        # Its own guess of the size has no room for the byte that each row begins with, in very narrow pictures.
+        room = (bands.row_bytes + 1) * len(rows)
+        stored = _chunks(imagecodecs.png_encode(rows, level=0, out=room + room // 64 + 4096))
         filtered = zlib.decompress(b"".join(content for name, content in stored if name == b"IDAT"))
         skipped = 0 if above is None else 1 + bands.row_bytes
         above = band[-1:].copy()

@@ -302,3 +302,15 @@ def test_disposals_of_an_animated_png() -> None:
         [_, last] = pages(apng([(green, disposal, 0), (dot, 0, 1)]))
         assert last.alpha is not None
         assert last.alpha[2, 2] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(512, 1), (5000, 1), (1, 5000), (3000, 2)])
+def test_very_narrow_pictures_are_written(shape: tuple[int, int], channels: int) -> None:
+    """imagecodecs's own guess of the size has no room for a byte a row: found by fuzzing."""
+    samples = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
+    made = core.upscale(
+        saved(Image.fromarray(samples if channels > 1 else samples[:, :, 0]), "PNG"), core.Options(model="lanczos")
+    ).data
+    assert made
+    assert decode(made).pixels.shape[:2] == (2 * shape[0], 2 * shape[1])
