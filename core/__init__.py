@@ -22,18 +22,21 @@ from core.errors import (
     UpscaleError,
 )
 from core.estimation import estimate
+from core.kept import BandStore, Keeping
 from core.limits import Limits
 from core.options import Estimate, Options, Result
 from core.picture import Probe
-from core.pipeline import upscale
+from core.pipeline import upscale, upscale_part
 
 #: The one place of the version: pyproject.toml, `--version` and the service read it here.
 __version__ = "0.2.0"
 
 __all__ = [
+    "BandStore",
     "Cancelled",
     "Estimate",
     "InputError",
+    "Keeping",
     "Limits",
     "ModelError",
     "NonFiniteOutput",
@@ -50,4 +53,5 @@ __all__ = [
     "estimate",
     "probe",
     "upscale",
+    "upscale_part",
 ]

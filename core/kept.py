@@ -1,8 +1,8 @@
-"""Finished bands of a result, kept beside it until it is complete, so that an interrupted run goes on where it was.
+"""Finished bands of a result, kept until it is complete, so that an interrupted run goes on where it was.
 
-They lie in a hidden folder, `.name.part`, with a key of everything that they depend on. With another key (the input,
-the options or the model changed) they are of no use and are removed. A band appears under its name when it is
-complete, and is used only if its checksum is right.
+They lie in a `BandStore`, with a key of everything that they depend on: of a file in a hidden folder beside it,
+`.name.part` (with another key the bands in it are of no use and are removed); of a service wherever it says. A band is
+used only if its checksum is right.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,33 +28,67 @@ Samples = npt.NDArray[Any]
 
 _HEAD = struct.Struct(">4sIIIBBI")  # signature, index, rows, width, channels, bytes of a sample, checksum
 _SIGNATURE = b"band"
+_NAME = re.compile(r"(\d{6})\.band")
 _OURS = re.compile(r"\d{6}\.band(\.new)?|key(\.new)?|lock")
 _LEVEL = 1  # of deflate: a band is read once, and by most runs never
 
 
-class KeptBands:
-    """The kept bands of one result.
+class BandStore(Protocol):
+    """Where bands lie, each under a name. What it loses is made again; half of one must never be there.
 
-    Attributes:
-        count: bands that are there, from the first on without a gap.
-        rows: of the result that they hold.
+    Whatever it raises besides OSError ends the run as it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Args: folder: of bands that have the right key."""
-        self._folder = folder
-        self._full = False  # nothing more can be kept
-        self.count = self.rows = 0
-        while (band := self._packed(self.count)) is not None:
-            self.rows += band[0][0]
-            self.count += 1
+    def names(self) -> Iterable[str]:
+        """Of all that is there. Raises: OSError."""
 
-    def load(self, index: int) -> Samples:
-        """One of the first `count` bands: (rows, width, channels), uint8 or uint16."""
-        found = self._packed(index)
-        if found is None:
-            raise OSError(f"a finished band is gone from {self._folder}: run it again")
-        (rows, width, channels, size), packed = found
+    def read(self, name: str) -> bytes | None:
+        """What lies under a name; None for nothing, or where it cannot be read."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put it there in place of what was. Raises: OSError: it cannot; nothing more is kept then."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where whoever runs the core keeps the bands of one result, in place of a folder beside it.
+
+    Attributes:
+        open: the store of the bands that have this key; it is called once, and may raise OSError.
+        version: names the version of the input, such as an ETag: times of files differ from machine to machine.
+        anywhere: whether bands are taken that a machine of another kind has made, so that a few numbers may differ by
+            one grey level from those of one machine.
+    """
+
+    open: Callable[[str], BandStore]
+    version: str
+    anywhere: bool = False
+
+
+class KeptBands:
+    """The kept bands of one result, from which some may be missing."""
+
+    def __init__(self, store: BandStore) -> None:
+        """Args: store: of bands that have the right key. Raises: OSError."""
+        self._store = store
+        self._full = False  # nothing more can be kept
+        self._there = {int(found[1]) for name in store.names() if (found := _NAME.fullmatch(name))}
+
+    def __contains__(self, index: int) -> bool:
+        """Whether there is a band of this number; `load` says whether it is of use."""
+        return index in self._there
+
+    def load(self, index: int) -> Samples | None:
+        """A band: (rows, width, channels), uint8 or uint16. None where it is missing or damaged."""
+        data = self._store.read(_name(index)) if index in self._there else None
+        if data is None or len(data) < _HEAD.size:
+            return None
+        signature, *numbers, checksum = _HEAD.unpack_from(data)
+        packed = memoryview(data)[_HEAD.size :]
+        right = zlib.crc32(packed, zlib.crc32(repr(tuple(numbers)).encode())) == checksum
+        if signature != _SIGNATURE or numbers[0] != index or not right:
+            return None
+        _, rows, width, channels, size = numbers
         return np.frombuffer(zlib.decompress(packed), f"u{size}").reshape(rows, width, channels)
 
     def save(self, index: int, band: Samples) -> None:
@@ -64,28 +99,39 @@ class KeptBands:
         numbers = (index, *band.shape, band.dtype.itemsize)
         head = _HEAD.pack(_SIGNATURE, *numbers, zlib.crc32(packed, zlib.crc32(repr(numbers).encode())))
         try:
-            _write(self._path(index), head + packed)
+            self._store.write(_name(index), head + packed)
         except OSError:
             self._full = True
-            with suppress(OSError):
-                self._path(index).with_suffix(".band.new").unlink(missing_ok=True)
+        else:
+            self._there.add(index)
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"{index:06}.band"
 
-    def _packed(self, index: int) -> tuple[tuple[int, int, int, int], bytes] | None:
+class FolderStore:
+    """Bands as files of a folder. A file appears under its name when it is complete."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: that is there."""
+        self._folder = folder
+
+    def names(self) -> Iterable[str]:
+        """See `BandStore`."""
+        return [path.name for path in self._folder.iterdir()]
+
+    def read(self, name: str) -> bytes | None:
+        """See `BandStore`."""
         try:
-            data = self._path(index).read_bytes()
+            return (self._folder / name).read_bytes()
         except OSError:
             return None
-        if len(data) < _HEAD.size:
-            return None
-        signature, *numbers, checksum = _HEAD.unpack_from(data)
-        packed = data[_HEAD.size :]
-        right = zlib.crc32(packed, zlib.crc32(repr(tuple(numbers)).encode())) == checksum
-        if signature != _SIGNATURE or numbers[0] != index or not right:
-            return None
-        return (numbers[1], numbers[2], numbers[3], numbers[4]), packed
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `BandStore`."""
+        try:
+            _write(self._folder / name, data)
+        except OSError:
+            with suppress(OSError):
+                (self._folder / f"{name}.new").unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -118,7 +164,7 @@ def kept_bands(target: Path, key: str) -> Iterator[KeptBands | None]:
             if not _has_key(folder, key):
                 _empty(folder)
                 _write(folder / "key", key.encode())
-            bands = KeptBands(folder)
+            bands = KeptBands(FolderStore(folder))
         except OSError:
             yield None
             return
@@ -163,3 +209,7 @@ def _write(path: Path, data: bytes) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_bytes(data)
     new.replace(path)
+
+
+def _name(index: int) -> str:
+    return f"{index:06}.band"

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,7 +26,7 @@ from core.engine import allocator
 from core.enlarge import Keep, enlarge
 from core.errors import Cancelled, ModelError, TooLarge, UnreadableImage
 from core.formats import MEDIA_TYPES, stored_bytes, suffix_format
-from core.kept import kept_bands, key_of
+from core.kept import Keeping, KeptBands, kept_bands, key_of
 from core.limits import Limits, check_output_size, check_room
 from core.metadata.carried import for_result
 from core.options import MAX_SCALE, Options, Progress, Result
@@ -49,6 +48,7 @@ def upscale(
     limits: Limits | None = None,
     progress: Progress | None = None,
     declared: str | None = None,
+    keeping: Keeping | None = None,
 ) -> Result:
     """Upscale one picture, animation or document of several pages.
 
@@ -59,23 +59,19 @@ def upscale(
         limits: what to refuse; the defaults of `Limits` when None.
         progress: called with tiles done and tiles in all; raise `Cancelled` in it to stop between two tiles.
         declared: the media type or file name that the picture came with, if it shall be held to that.
+        keeping: where the finished bands of a long run are kept; None for a folder beside `output`.
 
     Raises:
         UpscaleError: one of the tree in `core.errors`; nothing is left at `output` then.
     """
     options, limits = model_folder.fit_scale(options or Options()), limits or Limits()
     source = rewindable(source, limits)
-    header = probe(source, limits, declared=declared)
-    width, height = options.output_size(header.width, header.height)
-    named = None if output is None else suffix_format(Path(output).suffix)
-    format = options.format or named or header.result_format
     if output is None:  # the result is held
         limits = replace(limits, output_pixels=min(limits.output_pixels, 4 * limits.held_pixels))
-    frames = frames_kept(format, header)
-    check_output_size(format, width, height, limits, frames)
-    if output is not None:
-        pixels = _pixels_at_most(header, options, frames)
-        check_room(Path(output).parent, stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits))
+    header = probe(source, limits, declared=declared)
+    named = None if output is None else suffix_format(Path(output).suffix)
+    format = options.format or named or header.result_format
+    _check_size(header, options, format, limits, None if output is None else Path(output).parent)
     try:
         if output is None:
             buffer = io.BytesIO()
@@ -84,18 +80,76 @@ def upscale(
         # Opened before the work: an unwritable place is reported at once. Kept bands go once the file is complete.
         with ExitStack() as stack, atomic_file(Path(output)) as stream:
             target = Path(output)
-            return _run(
-                source,
-                header,
-                options,
-                limits,
-                progress,
-                stream,
-                format,
-                lambda *facts: stack.enter_context(kept_bands(target, key_of(*facts))),
-            )
+
+            def beside(facts: tuple[object, ...], machine: tuple[object, ...]) -> KeptBands | None:
+                key = key_of(*_identity(source), header, facts, machine)
+                return stack.enter_context(kept_bands(target, key))
+
+            keep = Keep(beside) if keeping is None else _kept_elsewhere(keeping, header)
+            return _run(source, header, options, limits, progress, stream, format, keep)
     finally:
         allocator.give_back()
+
+
+def upscale_part(
+    source: Source,
+    options: Options,
+    keeping: Keeping,
+    part: tuple[int, int],
+    *,
+    folder: Path,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Make some of the bands of a picture, and keep them for an `upscale` with the same `keeping` to put together.
+
+    Nothing is made of what is not worth it: animations, pages, small work, or where no network runs. That is left to
+    that `upscale`, as is what is damaged.
+
+    Args:
+        source: as for `upscale`.
+        options: as for `upscale`.
+        keeping: where bands are kept; those that are there are not made again.
+        part: (which, of how many): counted from 0, cut into equal numbers of bands.
+        folder: of a disk as large as that on which the result will be written: where it does not fit, nothing is made.
+        limits: as for `upscale`.
+        progress: as for `upscale`; counts the tiles of the whole picture.
+
+    Raises:
+        UpscaleError: as `upscale`.
+    """
+    options, limits = model_folder.fit_scale(options), limits or Limits()
+    header = probe(source, limits)
+    format = options.format or header.result_format
+    _check_size(header, options, format, limits, folder)
+    if frames_kept(format, header) > 1:
+        return
+    try:
+        keep = replace(_kept_elsewhere(keeping, header), part=part)
+        loaded = _load(header, options)
+        for picture in _upscaled(source, format, options, limits, loaded, _Counter(progress, 1), keep):
+            for _ in scan_of(picture).bands:
+                pass
+    finally:
+        allocator.give_back()
+
+
+def _kept_elsewhere(keeping: Keeping, header: Probe) -> Keep:
+    def opened(facts: tuple[object, ...], machine: tuple[object, ...]) -> KeptBands:
+        made_by = () if keeping.anywhere else machine
+        return KeptBands(keeping.open(key_of(keeping.version, header, facts, made_by)))
+
+    return Keep(opened)
+
+
+def _check_size(header: Probe, options: Options, format: str, limits: Limits, folder: Path | None) -> None:
+    """Whether the result is allowed, and has room in the folder that it is written to, None for nowhere."""
+    width, height = options.output_size(header.width, header.height)
+    frames = frames_kept(format, header)
+    check_output_size(format, width, height, limits, frames)
+    if folder is not None:
+        pixels = _pixels_at_most(header, options, frames)
+        check_room(folder, stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits))
 
 
 @dataclass
@@ -137,21 +191,13 @@ def _run(
     format: str,
     keep: Keep | None = None,
 ) -> Result:
-    from core.engine import load  # here, so that importing core stays cheap
-
-    device = load.pick_device(options.device)
-    chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
-    loaded = load.load_first(chain, device)
-    if loaded.model is None and options.scale == 1:
-        raise ModelError(f"{loaded.reason}; nothing else restores without enlarging")
-    if header.bits > 8:
-        loaded = _precise(loaded)
+    loaded = _load(header, options)
     start = time.perf_counter()
     counter = _Counter(progress, frames_kept(format, header))
     noted = len(loaded.model.notes) if loaded.model else 0
     width, height = options.output_size(header.width, header.height)
     pixels = _pixels_at_most(header, options, counter.frames)
-    keep = None if keep is None or counter.frames > 1 else partial(keep, *_identity(source), header)
+    keep = None if counter.frames > 1 else keep
     pictures = _upscaled(source, format, options, limits, loaded, counter, keep)
     notes = encode(pictures, stream, format, options.quality, source=header, pixels=pixels)
     return Result(
@@ -171,6 +217,17 @@ def _run(
         notes=notes + (tuple(loaded.model.notes[noted:]) if loaded.model else ()),
         frames=counter.frames,
     )
+
+
+def _load(header: Probe, options: Options) -> Loaded:
+    from core.engine import load  # here, so that importing core stays cheap
+
+    device = load.pick_device(options.device)
+    chain = models.fallback_chain(options.model, options.factor(header.width, header.height), header.format)
+    loaded = load.load_first(chain, device)
+    if loaded.model is None and options.scale == 1:
+        raise ModelError(f"{loaded.reason}; nothing else restores without enlarging")
+    return _precise(loaded) if header.bits > 8 else loaded
 
 
 def _upscaled(

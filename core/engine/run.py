@@ -61,6 +61,7 @@ def upscale_bands(
     *,
     rounded: bool = False,
     first: int = 0,
+    layout: list[list[tiling.Tile]] | None = None,
 ) -> Iterator[tuple[int, Samples]]:
     """Run a model over a picture, from top to bottom, and hold only the rows that a row of tiles needs.
 
@@ -74,6 +75,7 @@ def upscale_bands(
         progress: called with tiles done and tiles in all; what it raises stops the work.
         rounded: give what the bands have, uint8 or uint16, which takes a quarter of the memory of floats.
         first: row of tiles to begin with; those above are skipped, and counted as done.
+        layout: all rows of tiles; None for those that `tile_rows` gives now, which change when memory was too little.
 
     Yields:
         For each row of tiles its first row in the result, and (rows, width * plan.scale, bands.samples), float32 in
@@ -83,7 +85,7 @@ def upscale_bands(
         NonFiniteOutput: a tile is not finite in fp32 either.
         OutOfMemory: a tile of the smallest size does not fit on the CPU.
     """
-    rows = tile_rows(model, bands.height, bands.width, plan)[first:]
+    rows = (layout or tile_rows(model, bands.height, bands.width, plan))[first:]
     layers = [slice(0, bands.channels)] + [slice(bands.channels, None)] * bands.alpha
     done = first * len(rows[0]) * len(layers) if rows else 0
     parts = _run(model, bands, plan, rows, layers, progress, done)

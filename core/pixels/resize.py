@@ -29,6 +29,18 @@ def support_above(row: int, height: int, out_height: int) -> int:
     return max(0, math.floor(row * ratio - _support(ratio)))
 
 
+def rows_from(received: int, height: int, out_height: int) -> int:
+    """How many output rows can be computed from the first `received` input rows.
+
+    Args:
+        received: input rows from the top.
+        height: of the input, pixels.
+        out_height: of the output, pixels.
+    """
+    ratio = height / out_height
+    return out_height if received >= height else max(0, math.floor((received - _support(ratio)) / ratio))
+
+
 def _support(ratio: float) -> float:
     return _LOBES * max(1.0, ratio) + 1
 
@@ -61,7 +73,7 @@ def resize_rows(
         held = strip if held is None else np.concatenate([held, strip])
         received += len(strip)
         del strip  # else it is held while the next is made
-        ready = out_height if received >= height else math.floor((received - _support(ratio)) / ratio)
+        ready = rows_from(received, height, out_height)
         if ready <= done:
             continue
         box = (0, done * ratio - first, width, min(ready * ratio - first, len(held)))

@@ -14,7 +14,7 @@ import tifffile
 
 import core
 from core import enlarge
-from core.kept import KeptBands, kept_bands
+from core.kept import FolderStore, KeptBands, kept_bands
 
 ROOT = Path(__file__).parents[2]
 #: A run of the command that ends, as by kill -9, when so many bands are kept.
@@ -34,6 +34,12 @@ def dying(self, index, band):
 kept.KeptBands.save = dying
 sys.exit(command.main(sys.argv[2:]))
 """
+
+
+def kept_in(folder: Path) -> list[int]:
+    """The numbers of the bands in a folder that are of use."""
+    found = KeptBands(FolderStore(folder))
+    return [index for index in range(100) if found.load(index) is not None]
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_killed_at_random_bands(scale: str, source: Path, tmp_path: Path, monkey
     for band in sorted(np.random.default_rng().choice(4, 2, replace=False)):
         assert killed_at(int(band), *asked) == -signal.SIGKILL
         assert not target.exists()
-        assert KeptBands(tmp_path / ".out.png.part").count == band + 1
+        assert kept_in(tmp_path / ".out.png.part") == list(range(band + 1))
     computed: list[tuple[int, int]] = []
     monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
     core.upscale(source, options, output=target, progress=lambda done, total: computed.append((done, total)))
@@ -98,7 +104,7 @@ def test_what_was_kept_is_for_the_same_input_and_options(
     monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
     target = tmp_path / "out.tif"
     interrupted(source, target, 5)
-    assert KeptBands(tmp_path / ".out.tif.part").count > 0
+    assert kept_in(tmp_path / ".out.tif.part")
     assert made(source, target, scale=3)[0] == 0
     interrupted(source, target, 5)
     os.utime(source, ns=(1, 1))
@@ -115,12 +121,12 @@ def test_a_damaged_band_is_made_again(source: Path, tmp_path: Path, monkeypatch:
     for place in (2, 30, -1):
         interrupted(source, target, 8)
         folder = tmp_path / ".out.tif.part"
-        assert KeptBands(folder).count >= 2
+        assert len(whole := kept_in(folder)) >= 2
         path = folder / "000001.band"
         data = bytearray(path.read_bytes())
         data[place] ^= 1
         path.write_bytes(data)
-        assert KeptBands(folder).count == 1
+        assert kept_in(folder) == [index for index in whole if index != 1]
         made(source, target)
         assert target.read_bytes() == expected
         target.unlink()
@@ -142,7 +148,7 @@ def test_two_runs_for_one_result(tmp_path: Path) -> None:
         first.save(0, np.zeros((2, 3, 3), np.uint8))
         with kept_bands(tmp_path / "out.png", "key") as second:
             assert second is None
-        assert KeptBands(tmp_path / ".out.png.part").count == 1
+        assert kept_in(tmp_path / ".out.png.part") == [0]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,3 +173,95 @@ def test_a_full_disk_only_ends_the_keeping(source: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("core.kept._write", full)
     made(source, tmp_path / "out.tif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+class InMemory:
+    """A store of bands, by key; `writes` are the names that were written, in order."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, dict[str, bytes]] = {}
+        self.writes: list[str] = []
+
+    def open(self, key: str) -> core.BandStore:
+        kept, writes = self.all.setdefault(key, {}), self.writes
+
+        class One:
+            def names(self) -> list[str]:
+                return list(kept)
+
+            def read(self, name: str) -> bytes | None:
+                return kept.get(name)
+
+            def write(self, name: str, data: bytes) -> None:
+                writes.append(name)
+                kept[name] = data
+
+        return One()
+
+
+@pytest.mark.parametrize(("scale", "alpha"), [(2.0, True), (1.7, True), (1.7, False), (3.3, False)])
+def test_parts_in_any_order_make_the_whole(
+    scale: float, alpha: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    if not alpha:
+        tifffile.imwrite(source, tifffile.imread(source)[:, :, :3], rowsperstrip=16)
+    options = core.Options(scale=scale, tile=32, device="cpu", model="compact-x2", format="tiff")
+    expected = core.upscale(source, options).data
+    store = InMemory()
+    keeping = core.Keeping(store.open, "version")
+    order = list(np.random.default_rng().permutation(3))
+    for number in order:
+        core.upscale_part(source, options, keeping, (int(number), 3), folder=tmp_path)
+    made = list(store.writes)
+    assert len(made) == len(set(made)) > 3
+    if not alpha:
+        monkeypatch.setattr("core.engine.run._infer", None)  # nothing is left for the network
+    core.upscale(source, options, output=tmp_path / "out.tif", keeping=keeping)
+    assert (tmp_path / "out.tif").read_bytes() == expected, order
+    assert store.writes == made
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["in.tif", "out.tif"]
+
+
+def test_what_is_missing_or_damaged_among_the_parts_is_made(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    options = core.Options(scale=1.7, tile=32, device="cpu", model="compact-x2", format="tiff")
+    store = InMemory()
+    keeping = core.Keeping(store.open, "version")
+    core.upscale_part(source, options, keeping, (0, 1), folder=tmp_path)
+    [kept] = store.all.values()
+    names = sorted(kept)
+    del kept[names[1]]
+    kept[names[3]] = kept[names[3]][:-1]
+    kept[names[4]] = kept[names[2]]  # another one
+    store.writes.clear()
+    seen: list[int] = []
+    core.upscale(
+        source, options, output=tmp_path / "out.tif", keeping=keeping, progress=lambda done, _: seen.append(done)
+    )
+    assert (tmp_path / "out.tif").read_bytes() == core.upscale(source, options).data
+    assert store.writes == [names[1], names[3], names[4]]
+    assert seen == sorted(seen)
+    core.upscale(source, options, output=tmp_path / "out.tif", keeping=core.Keeping(store.open, "another version"))
+    assert len(store.all) == 2, "bands of another version of the input are not looked at"
+
+
+def test_a_store_that_says_so_ends_the_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    options = core.Options(tile=48, device="cpu", model="compact-x2", format="tiff")
+
+    class Down:
+        def names(self) -> list[str]:
+            return ["000001.band"]
+
+        def read(self, name: str) -> bytes | None:
+            raise LookupError("the store failed")
+
+        def write(self, name: str, data: bytes) -> None:
+            pass
+
+    with pytest.raises(LookupError, match="the store failed"):
+        core.upscale(source, options, output=tmp_path / "out.tif", keeping=core.Keeping(lambda _: Down(), "1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
