@@ -35,12 +35,12 @@ class Keep:
     """What becomes of finished bands.
 
     Attributes:
-        open: gives the bands kept for a result that depends on the facts of the first argument, and was made by a
-            machine of the second; None where none can be kept.
+        open: gives the bands kept for a result that depends on the facts of the first argument, is made by a machine of
+            the second, and has so many bands; None where none can be kept.
         part: (which, of how many): make only the bands of this part, keep them, and yield nothing; None for all.
     """
 
-    open: Callable[[tuple[object, ...], tuple[object, ...]], KeptBands | None]
+    open: Callable[[tuple[object, ...], tuple[object, ...], int], KeptBands | None]
     part: tuple[int, int] | None = None
 
 
@@ -102,7 +102,8 @@ def enlarge(
         if work >= KEPT_WORK * (1 if model.device == "cpu" else _CARD):
             layout = _lay_out(bands, out_width, out_height, model, plan)
             facts = (out_width, out_height, options.exact, plan, *_identity(model, layout))
-            kept = keep.open(facts, (options.device, str(model.device), str(model.dtype)))
+            machine = options.device, str(model.device), str(model.dtype)
+            kept = keep.open(facts, machine, sum(layout.height(index) > 0 for index in range(len(layout.rows))))
     opacity: Opacity | None = None
     furthest = 0
 

@@ -54,13 +54,13 @@ class Keeping:
     """Where whoever runs the core keeps the bands of one result, in place of a folder beside it.
 
     Attributes:
-        open: the store of the bands that have this key; it is called once, and may raise OSError.
+        open: the store of the bands that have this key, given how many there will be; it is called once.
         version: names the version of the input, such as an ETag: times of files differ from machine to machine.
         anywhere: whether bands are taken that a machine of another kind has made, so that a few numbers may differ by
             one grey level from those of one machine.
     """
 
-    open: Callable[[str], BandStore]
+    open: Callable[[str, int], BandStore]
     version: str
     anywhere: bool = False
 

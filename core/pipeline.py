@@ -81,7 +81,7 @@ def upscale(
         with ExitStack() as stack, atomic_file(Path(output)) as stream:
             target = Path(output)
 
-            def beside(facts: tuple[object, ...], machine: tuple[object, ...]) -> KeptBands | None:
+            def beside(facts: tuple[object, ...], machine: tuple[object, ...], _count: int) -> KeptBands | None:
                 key = key_of(*_identity(source), header, facts, machine)
                 return stack.enter_context(kept_bands(target, key))
 
@@ -135,9 +135,9 @@ def upscale_part(
 
 
 def _kept_elsewhere(keeping: Keeping, header: Probe) -> Keep:
-    def opened(facts: tuple[object, ...], machine: tuple[object, ...]) -> KeptBands:
+    def opened(facts: tuple[object, ...], machine: tuple[object, ...], count: int) -> KeptBands:
         made_by = () if keeping.anywhere else machine
-        return KeptBands(keeping.open(key_of(keeping.version, header, facts, made_by)))
+        return KeptBands(keeping.open(key_of(keeping.version, header, facts, made_by), count))
 
     return Keep(opened)
 

@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import core
 from core.formats import MEDIA_TYPES
-from handler import batch, jobs, options, remote_file, routing, s3_models, webhook
+from handler import bands, batch, jobs, options, remote_file, routing, s3_models, webhook
+from handler.attempt import RETRY_DELAYS, Attempt, Stopped, with_retries
 from handler.jobs import Backend, Job, Progress, State, StoredFile
 from handler.names import MAX_NAME, file_name, without_folders
 from handler.settings import Settings
-from handler.storage import NotFound, Storage, StorageError, Unavailable
+from handler.storage import NotFound, Storage, StorageError
 from handler.workspace import workspace
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-#: Seconds before each repetition of a storage call, on top of the store's own retries.
-RETRY_DELAYS = (1.0, 4.0, 16.0)
 #: How often Lambda delivers an event at most.
 TRIES = 3
 
@@ -81,7 +77,7 @@ def run_job(
         return None
     log.info("job %s claimed, attempt %d", job.id, job.attempt)
     with jobs.keep_lease(storage, job, settings.lease_seconds) as leased:
-        left = _end(_Attempt(storage, settings, leased, backend, stop, seconds, batch_job_id, retry_delays))
+        left = _end(_Attempt(storage, settings, leased, stop, batch_job_id, retry_delays, backend, seconds))
     if left is None:
         log.warning("job %s was taken over by another worker", job_id)
         return None
@@ -114,11 +110,7 @@ def wait_until_claimable(storage: Storage, job_id: str, *, stop: Callable[[], bo
     return True
 
 
-class _Stopped(Exception):
-    """The worker was asked to stop, or has not the time."""
-
-
-class _Replaced(Exception):
+class Replaced(Exception):
     """The upload is no longer the file that the job was made for."""
 
 
@@ -131,17 +123,11 @@ class _TooMuchHere(Exception):
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """One claim of one job, and what `run_job` was given for it."""
+class _Attempt(Attempt):
+    """One claim of one job, and what else `run_job` was given for it."""
 
-    storage: Storage
-    settings: Settings
-    leased: jobs.LeasedJob
     backend: Backend
-    stop: Callable[[], bool]
     seconds: float
-    batch_job_id: str | None
-    retry_delays: Sequence[float]
 
     @property
     def larger(self) -> Backend | None:
@@ -153,25 +139,16 @@ class _Attempt:
         """Whether events bring the job here, and only `TRIES` times; a local worker looks for its jobs itself."""
         return self.backend is Backend.LAMBDA and not self.settings.local
 
-    def check(self) -> None:
-        """Whether to go on.
-
-        Raises:
-            jobs.Lost, jobs.Cancelled, _Stopped: not.
-        """
-        self.leased.check()
-        if self.stop():
-            raise _Stopped
+    @property
+    def keeps(self) -> bool:
+        """Whether finished bands of long work are kept; what Lambda has the time for is not long."""
+        return self.backend is Backend.BATCH or self.settings.local
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
         self.leased.progress(done, total)
         if self.stop():
-            raise _Stopped
-
-    def with_retries(self, action: Callable[[], T]) -> T:
-        """A storage call, repeated while the job is ours."""
-        return with_retries(action, self.retry_delays, self.check)
+            raise Stopped
 
 
 def _end(attempt: _Attempt) -> Job | None:
@@ -202,7 +179,7 @@ def _end(attempt: _Attempt) -> Job | None:
     try:
         try:
             return _work(attempt)
-        except _Stopped:
+        except Stopped:
             log.warning("job %s is handed back", job.id)
             if attempt.in_lambda and not attempt.larger and job.attempt >= TRIES:
                 return fail("out_of_time", "the job takes longer than there is time for here: try a smaller scale")
@@ -215,7 +192,7 @@ def _end(attempt: _Attempt) -> Job | None:
             return move_on("cannot_write", "the result does not fit on the worker's disk: try a smaller scale")
         except core.UpscaleError as error:
             return fail(error.code, str(error))
-        except _Replaced:
+        except Replaced:
             return fail("upload_replaced", "another file was uploaded in its place meanwhile: that one has its own job")
         except NotFound:
             return fail("upload_missing", "the uploaded file is gone: send it again")
@@ -247,16 +224,24 @@ def _work(attempt: _Attempt) -> Job:
     start = time.perf_counter()
     asked = options.parse(job.options, settings)
     chosen, missing = s3_models.with_local_model(asked, settings)
-    attempt.with_retries(lambda: _check_version(storage, job))
+    version = attempt.with_retries(lambda: check_version(storage, job))
     header = attempt.with_retries(lambda: remote_file.probe(storage, job.input.key, settings))
     _plan(attempt, header, chosen)
 
     with workspace() as folder:
         source, output = folder / "input", folder / "output"
         attempt.with_retries(lambda: storage.download(job.input.key, source))
-        attempt.with_retries(lambda: _check_version(storage, job))
+        if attempt.with_retries(lambda: check_version(storage, job)) != version:
+            raise Replaced
         read = time.perf_counter() - start
-        made = core.upscale(source, chosen, output=output, limits=options.limits(settings), progress=attempt.progress)
+        made = core.upscale(
+            source,
+            chosen,
+            output=output,
+            limits=options.limits(settings),
+            progress=attempt.progress,
+            keeping=bands.keeping(storage, job, version, attempt.with_retries) if attempt.keeps else None,
+        )
         for note in made.notes:
             log.info("job %s: %s", job.id, note)
 
@@ -293,22 +278,26 @@ def _work(attempt: _Attempt) -> Job:
     )
 
 
-def _check_version(storage: Storage, job: Job) -> None:
+def check_version(storage: Storage, job: Job) -> str:
     """Whether what lies under the input's key is what was uploaded for this job, by its ETag where that is known.
 
+    Returns:
+        The ETag, without quotes.
+
     Raises:
-        _Replaced: it is not.
+        Replaced: it is not.
     """
-    wanted = job.input.version.strip('"')
-    if wanted and storage.head(job.input.key).etag.strip('"') != wanted:
-        raise _Replaced
+    wanted, found = job.input.version.strip('"'), storage.head(job.input.key).etag.strip('"')
+    if wanted and found != wanted:
+        raise Replaced
+    return found
 
 
 def _plan(attempt: _Attempt, header: core.Probe, chosen: core.Options) -> None:
     """Write the estimate into the document, and see whether this is the place for it.
 
     Raises:
-        _TooMuchHere, _Stopped: it is not.
+        _TooMuchHere, Stopped: it is not.
         core.TooLarge, core.OptionsError: no place is.
     """
     estimate = routing.plan(header, chosen, attempt.settings)
@@ -327,16 +316,4 @@ def _plan(attempt: _Attempt, header: core.Probe, chosen: core.Options) -> None:
     if attempt.backend is not Backend.BATCH and estimate.route is Backend.BATCH:
         raise _TooMuchHere("too_large", "the job needs more time or memory than there is here")
     if estimate.seconds > attempt.seconds:
-        raise _Stopped
-
-
-def with_retries(action: Callable[[], T], retry_delays: Sequence[float], check: Callable[[], None] = lambda: None) -> T:
-    """Repeat a call while the store is unavailable. `check` may raise in between, to give up early."""
-    for pause in retry_delays:
-        try:
-            return action()
-        except Unavailable as error:
-            log.warning("%s; again in about %g s", error, pause)
-        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that many workers do not return at once
-        check()
-    return action()
+        raise Stopped

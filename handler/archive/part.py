@@ -17,28 +17,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import core
 from handler import jobs, options, s3_models
 from handler.archive import document
 from handler.archive.document import CONTENT_TYPE, LEFT, MADE_BY, MADE_FROM, MADE_IN, TRIED, Picture, Row
 from handler.archive.targets import with_ending
+from handler.attempt import RETRY_DELAYS, Attempt, Stopped, with_retries
 from handler.jobs import Backend, Job, Progress, StoredFile
 from handler.settings import Settings
 from handler.storage import Changed, Exists, InvalidKey, NotFound, Storage, StorageError, Unavailable
-from handler.worker import RETRY_DELAYS, with_retries
 from handler.workspace import workspace
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: Seconds between two writes of rows, and of progress.
 FLUSH_SECONDS = 30.0
-
-
-class _Stopped(Exception):
-    """The worker was asked to stop."""
 
 
 def run_part(
@@ -83,7 +77,7 @@ def run_part(
         try:
             try:
                 return _work(attempt)
-            except _Stopped:
+            except Stopped:
                 return with_retries(lambda: jobs.release(storage, leased.job), retry_delays)
             except NotFound:
                 return jobs.fail(storage, leased.job, "upload_missing", "the list of pictures is gone")
@@ -105,30 +99,8 @@ def run_part(
             return jobs.get(storage, job_id)
 
 
-@dataclass
-class _Attempt:
-    """One claim of one part, and what `run_part` was given for it."""
-
-    storage: Storage
-    settings: Settings
-    leased: jobs.LeasedJob
-    stop: Callable[[], bool]
-    batch_job_id: str | None
-    retry_delays: Sequence[float]
-
-    def check(self) -> None:
-        """Whether to go on.
-
-        Raises:
-            jobs.Lost, jobs.Cancelled, _Stopped: not.
-        """
-        self.leased.check()
-        if self.stop():
-            raise _Stopped
-
-    def again(self, action: Callable[[], T]) -> T:
-        """A storage call, repeated while the job is ours."""
-        return with_retries(action, self.retry_delays, self.check)
+class _Attempt(Attempt):
+    """One claim of one part."""
 
     def tell(self, done: int, total: int) -> None:
         """Write progress, in pictures."""
@@ -199,10 +171,10 @@ def _work(attempt: _Attempt) -> Job:
     attempt.check()
     chosen, missing = s3_models.with_local_model(options.parse(job.options, attempt.settings), attempt.settings)
 
-    pictures = document.load_pictures(attempt.again(lambda: storage.get(part))[0])
+    pictures = document.load_pictures(attempt.with_retries(lambda: storage.get(part))[0])
     rows = _Rows(storage, part, f"{job.created:%Y%m%dT%H%M%S%f}-{job.attempt:03}")
-    careful = bool(attempt.again(rows.read)) or job.lost > 0
-    attempt.again(lambda: attempt.tell(len(rows.ended), len(pictures)))
+    careful = bool(attempt.with_retries(rows.read)) or job.lost > 0
+    attempt.with_retries(lambda: attempt.tell(len(rows.ended), len(pictures)))
     begun, told = "", time.monotonic()
     try:
         with workspace() as folder:
@@ -216,26 +188,26 @@ def _work(attempt: _Attempt) -> Job:
                 if careful:
                     begun = picture.source
                     rows.add(Row(picture.source, error=TRIED))
-                    attempt.again(rows.flush)  # with what came of the picture before
+                    attempt.with_retries(rows.flush)  # with what came of the picture before
                 rows.add(_make(attempt, picture, chosen, missing, folder))
                 if time.monotonic() - told >= FLUSH_SECONDS:
                     told = time.monotonic()
-                    attempt.again(rows.flush)
-                    attempt.again(lambda: attempt.tell(len(rows.ended), len(pictures)))
-    except (_Stopped, jobs.Cancelled, Unavailable):
+                    attempt.with_retries(rows.flush)
+                    attempt.with_retries(lambda: attempt.tell(len(rows.ended), len(pictures)))
+    except (Stopped, jobs.Cancelled, Unavailable):
         if begun in rows.begun and begun not in rows.ended:  # by this worker, and it is not the picture's fault
             rows.add(Row(begun, error=LEFT))
         with suppress(StorageError):
             rows.flush()
         raise
-    attempt.again(rows.flush)
+    attempt.with_retries(rows.flush)
     ended = [rows.ended[picture.source] for picture in pictures]
     data = document.dump_lines(ended)
-    attempt.again(lambda: close(storage, part, data))
+    attempt.with_retries(lambda: close(storage, part, data))
     result = StoredFile(
         key=jobs.result_key(job, "pictures.jsonl"), name="pictures.jsonl", content_type=CONTENT_TYPE, bytes=len(data)
     )
-    attempt.again(lambda: storage.put(result.key, data, CONTENT_TYPE))
+    attempt.with_retries(lambda: storage.put(result.key, data, CONTENT_TYPE))
     models = sorted({row.model for row in ended if row.model})
     return with_retries(
         lambda: jobs.succeed(storage, attempt.leased.job, result, model_used=", ".join(models)), attempt.retry_delays
@@ -266,12 +238,12 @@ def _make(attempt: _Attempt, picture: Picture, chosen: core.Options, missing: st
         What came of it, well or badly.
 
     Raises:
-        jobs.Lost, jobs.Cancelled, _Stopped, storage.Unavailable: nothing came of it yet.
+        jobs.Lost, jobs.Cancelled, Stopped, storage.Unavailable: nothing came of it yet.
     """
     source, output = folder / "input", folder / "output"
     try:
         return _upscale(attempt, picture, chosen, missing, source, output)
-    except (jobs.Lost, jobs.Cancelled, _Stopped, Unavailable):
+    except (jobs.Lost, jobs.Cancelled, Stopped, Unavailable):
         raise
     except (core.OutOfMemory, MemoryError):
         code, message = "out_of_memory", "it does not fit into memory: try a larger machine or a smaller scale"
@@ -301,10 +273,10 @@ def _upscale(
     storage, limits = attempt.storage, options.limits(attempt.settings)
     mark = document.made_from(picture, attempt.leased.job.options)
 
-    attempt.again(lambda: storage.download_version(picture.source, source, picture.etag))
+    attempt.with_retries(lambda: storage.download_version(picture.source, source, picture.etag))
     header = core.probe(source, limits)
     key = with_ending(picture.target, chosen.format or header.result_format)
-    if found := attempt.again(lambda: _found(storage, picture, key, mark)):
+    if found := attempt.with_retries(lambda: _found(storage, picture, key, mark)):
         return found
 
     def progress(_done: int, _total: int) -> None:
@@ -317,9 +289,9 @@ def _upscale(
         model = str(attempt.leased.job.model or attempt.settings.model or model)
     metadata = {MADE_FROM: mark, MADE_BY: _ascii(model), MADE_IN: f"{made.seconds:.3f}"}
     try:
-        attempt.again(lambda: storage.create_file(output, key, made.media_type, metadata))
+        attempt.with_retries(lambda: storage.create_file(output, key, made.media_type, metadata))
     except Exists:
-        found = attempt.again(lambda: _found(storage, picture, key, mark))
+        found = attempt.with_retries(lambda: _found(storage, picture, key, mark))
         return found or Row(picture.source, error="target_taken", message=f"{key} came and went: try again")
     return Row(picture.source, key, model, round(made.seconds, 3), message=reason if made.degraded else "")
 

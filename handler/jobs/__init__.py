@@ -46,12 +46,14 @@ from handler.jobs.document import (
     loads,
     new_id,
     result_key,
+    shared,
     upload_key,
     utc_now,
     webhook_due,
+    work_prefix,
 )
 from handler.jobs.intake import create, create_part, find_or_create_for_upload, put, retry, uploaded
-from handler.jobs.lease import LeasedJob, keep_lease
+from handler.jobs.lease import LeasedJob, keep_lease, share
 
 __all__ = [
     "Backend",
@@ -98,10 +100,13 @@ __all__ = [
     "renew",
     "result_key",
     "retry",
+    "share",
+    "shared",
     "succeed",
     "take_back",
     "upload_key",
     "uploaded",
     "utc_now",
     "webhook_due",
+    "work_prefix",
 ]

@@ -29,7 +29,9 @@ from handler.jobs.document import (
     loads,
     result_key,
     retry_id,
+    shared,
     utc_now,
+    work_prefix,
 )
 from handler.storage import Changed, NotFound, Storage, StorageError, Unavailable
 
@@ -137,7 +139,7 @@ def claim(
             return job
         if not claimable(job, now) or (backend and job.backend not in (None, backend)):
             raise _NothingToDo(job)
-        lost = job.lost + (job.state is State.RUNNING)
+        lost = job.lost + (job.state is State.RUNNING and not shared(job))
         if lost >= MAX_LOST:
             message = f"the worker was lost {lost} times, probably out of memory: try a smaller picture or scale"
             return _ended(
@@ -423,3 +425,5 @@ def _tidy(storage: Storage, job: Job) -> None:
         for found in storage.list(f"results/{job.id}/"):
             if found.key != keep:
                 storage.delete(found.key)
+        for found in storage.list(work_prefix(job.id)):
+            storage.delete(found.key)

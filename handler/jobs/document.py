@@ -41,6 +41,9 @@ UPLOAD_NAMESPACE = uuid.UUID("5f4b36a2-0c3e-4a53-9e0b-6d8f6a0c7a11")
 
 Clock = Callable[[], datetime]
 
+#: Who holds a lease that several workers share while each makes a part; whoever puts the parts together may take it.
+SHARED = "several workers"
+
 
 class State(StrEnum):
     """Where a job stands."""
@@ -124,6 +127,7 @@ class Estimate(_Document):
     seconds: float = Field(ge=0, description="Seconds of work, starting up not counted.")
     memory: int = Field(ge=0, description="Bytes of memory at the peak.")
     tiles: int = Field(ge=0, description="Pieces of work.")
+    machines: int = Field(default=1, ge=1, description="How many share the work, each making a part of the picture.")
     width: int = Field(ge=1, description="Pixels of the result.")
     height: int = Field(ge=1, description="Pixels of the result.")
     model: str = Field(description="The model that runs if nothing goes wrong.")
@@ -209,6 +213,9 @@ class Job(_Document):
     lost: int = Field(default=0, ge=0, description="How many of these workers went silent.")
     lease: Lease | None = Field(default=None, description="Set while running.")
     batch_job_id: str | None = Field(default=None, description="Of AWS Batch.")
+    batch_array_id: str | None = Field(
+        default=None, description="Of AWS Batch: the array of machines that make parts, which that job puts together."
+    )
     webhook: Webhook | None = None
     created: datetime
     updated: datetime
@@ -271,6 +278,11 @@ def retry_id(id: str) -> str:
     return str(uuid.uuid5(UPLOAD_NAMESPACE, f"{id}\0retry"))
 
 
+def work_prefix(id: str) -> str:
+    """`work/<id>/`: where finished bands of a result are kept until the job has ended."""
+    return f"work/{check_id(id)}/"
+
+
 def result_key(job: Job, name: str) -> str:
     """`results/<id>/<attempt>/<name>`: where the worker that claimed this job writes its result."""
     return f"results/{job.id}/{job.attempt}/{file_name(name)}"
@@ -299,7 +311,14 @@ def claimable(job: Job, now: datetime) -> bool:
     """Whether there is something to do: the job is queued, or running under a lease that ran out."""
     if expired(job, now):
         return False
-    return job.state is State.QUEUED or (job.state is State.RUNNING and (job.lease is None or job.lease.until <= now))
+    if job.state is State.QUEUED or shared(job):
+        return True
+    return job.state is State.RUNNING and (job.lease is None or job.lease.until <= now)
+
+
+def shared(job: Job) -> bool:
+    """Whether several workers make parts of the job, and nobody puts them together yet."""
+    return job.state is State.RUNNING and job.lease is not None and job.lease.owner == SHARED
 
 
 def webhook_due(job: Job) -> bool:

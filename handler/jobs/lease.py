@@ -9,10 +9,48 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from handler.jobs import changes
-from handler.jobs.document import Cancelled, Clock, Job, Lost, utc_now
+from handler.jobs.document import SHARED, Cancelled, Clock, Job, Lease, Lost, Progress, State, shared, utc_now
 from handler.storage import NotFound, Storage, StorageError
 
 log = logging.getLogger(__name__)
+
+
+def share(storage: Storage, id: str, done: int, total: int, seconds: float, *, clock: Clock = utc_now) -> Job:
+    """Say for several workers that a job is worked on, each at a part, and how far all of them are together.
+
+    None of them ends the job: whoever puts the parts together claims it.
+
+    Args:
+        storage: where the job is.
+        id: of the job.
+        done: tiles, of all workers.
+        total: tiles in all.
+        seconds: until the next of these calls is due at the latest.
+        clock: gives the time.
+
+    Returns:
+        The job as it is now.
+
+    Raises:
+        Lost: it has ended, or somebody has claimed it.
+        Cancelled.
+        storage.NotFound: no such job.
+    """
+
+    def describe(now: Job) -> Job:
+        if now.state is State.CANCELLED:
+            raise Cancelled("the job was cancelled")
+        if now.state is not State.QUEUED and not shared(now):
+            raise Lost("the job has ended, or its parts are being put together")
+        news = {
+            "state": State.RUNNING,
+            "started": now.started or clock(),
+            "lease": Lease(owner=SHARED, until=clock() + timedelta(seconds=seconds)),
+            "progress": Progress(done=max(done, now.progress.done), total=total, at=clock()),
+        }
+        return now.model_copy(update=news)
+
+    return changes.change(storage, id, describe, clock=clock)
 
 
 class LeasedJob:

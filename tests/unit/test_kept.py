@@ -182,7 +182,7 @@ class InMemory:
         self.all: dict[str, dict[str, bytes]] = {}
         self.writes: list[str] = []
 
-    def open(self, key: str) -> core.BandStore:
+    def open(self, key: str, _count: int) -> core.BandStore:
         kept, writes = self.all.setdefault(key, {}), self.writes
 
         class One:
@@ -263,5 +263,5 @@ def test_a_store_that_says_so_ends_the_run(source: Path, tmp_path: Path, monkeyp
             pass
 
     with pytest.raises(LookupError, match="the store failed"):
-        core.upscale(source, options, output=tmp_path / "out.tif", keeping=core.Keeping(lambda _: Down(), "1"))
+        core.upscale(source, options, output=tmp_path / "out.tif", keeping=core.Keeping(lambda *_: Down(), "1"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
