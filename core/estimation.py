@@ -127,7 +127,7 @@ def estimate(
 
 def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _Speed:
     """Find the rate of the first model of a chain; `measure` loads models until one works, and measures it."""
-    device = "cpu" if wish == "cpu" else _device()
+    device = wish if wish in ("cpu", "cuda") else _device()  # also for a card that another machine has
     spec = models.spec_of(next(filter(load.has_runtime, chain), chain[-1]))
     rate = known_rate(spec, device)
     if rate is None and measure:

@@ -103,5 +103,6 @@ def keeping(
         opened(found)
         return found
 
-    # What several machines make is put together whatever cards they have.
-    return core.Keeping(open, version.strip('"'), anywhere=job.batch_array_id is not None)
+    # What several machines make is put together whatever cards they have. Their array may begin before its id is known.
+    shared = job.batch_array_id is not None or needed
+    return core.Keeping(open, version.strip('"'), anywhere=shared)

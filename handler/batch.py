@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +30,34 @@ def batch_client() -> BatchClient:
     return boto3.client("batch")
 
 
-def submit_batch(job: Job, settings: Settings) -> str:
+def submit_batch(job: Job, settings: Settings, *, parts: int = 1, after: str = "") -> str:
     """Start a job on Batch.
 
-    Submitting a job twice is harmless: the second container finds nothing to claim.
+    Submitting a job twice is harmless: the second container finds nothing to claim, and parts that are made.
+
+    Args:
+        job: to start.
+        settings: the queue and the definition.
+        parts: more than 1: an array of so many containers, each of which makes a part and does not end the job.
+        after: the id there of an array that must have succeeded before; empty for none.
 
     Returns:
-        The id there, for `Job.batch_job_id`.
+        The id there, for `Job.batch_job_id`, or `Job.batch_array_id` of an array.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer.
     """
+    command = ["python", "-m", "handler.batch_job", "--job", job.id]
+    more: dict[str, Any] = {"dependsOn": [{"jobId": after}]} if after else {}
+    if parts > 1:
+        command += ["--parts", str(parts)]
+        more["arrayProperties"] = {"size": parts}
     answer = batch_client().submit_job(
-        jobName=f"upscale-{job.id}",
+        jobName=f"upscale-{job.id}{'-parts' if parts > 1 else ''}",
         jobQueue=settings.batch_queue,
         jobDefinition=settings.batch_job_definition,
-        containerOverrides={"command": ["python", "-m", "handler.batch_job", "--job", job.id]},
+        containerOverrides={"command": command},
+        **more,
     )
     return answer["jobId"]
 
@@ -52,18 +65,30 @@ def submit_batch(job: Job, settings: Settings) -> str:
 def submit(storage: Storage, settings: Settings, job: Job) -> Job:
     """Start a job that is queued for Batch there, and write down its id of AWS Batch.
 
+    A picture that is estimated to be worth several machines (`Estimate.machines`) becomes an array of them, and a job
+    after it that puts the parts together.
+
     Returns:
         The job as written.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer; the job stays queued, so call again.
     """
-    batch_job_id = submit_batch(job, settings)
+    parts = job.estimate.machines if job.estimate and not job.pictures else 1
+    array = submit_batch(job, settings, parts=parts) if parts > 1 else None
+    try:
+        last = submit_batch(job, settings, after=array) if array else submit_batch(job, settings)
+    except Exception:
+        if array:  # without somebody to put them together the parts are of no use
+            with suppress(Exception):
+                batch_client().terminate_job(jobId=array, reason=CANCELLED)
+        raise
 
     def record(now: Job) -> Job:
-        if now.state is not State.QUEUED or now.backend is not Backend.BATCH or now.batch_job_id:
+        waits = now.state is State.QUEUED or jobs.shared(now)
+        if not waits or now.backend is not Backend.BATCH or now.batch_job_id:
             return now  # the container was faster, or somebody else submitted it too
-        return now.model_copy(update={"batch_job_id": batch_job_id})
+        return now.model_copy(update={"batch_job_id": last, "batch_array_id": array})
 
     return jobs.change(storage, job.id, record)
 
@@ -95,14 +120,15 @@ def count_batch(settings: Settings, status: str) -> int:
 
 
 def terminate_batch(job: Job, reason: str = CANCELLED) -> None:
-    """End a job's container, queued or running; one that has ended already is no error.
+    """End a job's containers, queued or running; one that has ended already is no error.
 
     Args:
-        job: whose container it is.
+        job: whose containers they are.
         reason: shown by Batch, and sent with its event.
 
     Raises:
         botocore.exceptions.ClientError: Batch refused, or did not answer.
     """
-    if job.batch_job_id:
-        batch_client().terminate_job(jobId=job.batch_job_id, reason=reason)
+    for id in (job.batch_array_id, job.batch_job_id):
+        if id:
+            batch_client().terminate_job(jobId=id, reason=reason)

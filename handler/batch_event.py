@@ -54,11 +54,15 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return {}
     settings, storage = open_from_environment()
     code, message = reason(detail)
+    if str(detail.get("statusReason") or "").lower().startswith("dependent job"):
+        return {}  # the part that failed says why
     batch_job_id = detail.get("jobId")
     try:
         before = job = jobs.get(storage, id)
         if job.backend is Backend.BATCH and job.batch_job_id is None:
             batch_job_id = None  # whoever submitted it died before writing down the id
+        elif job.batch_array_id and str(batch_job_id).partition(":")[0] == job.batch_array_id:
+            batch_job_id = job.batch_job_id  # one of the containers that make its parts
         job = jobs.fail_unclaimed(storage, id, code, message, batch_job_id=batch_job_id)
     except NotFound:
         logger.warning("the job is gone", extra={"job_id": id})
@@ -67,6 +71,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     defect = (detail.get("container") or {}).get("exitCode") == batch.FAILED
     ended = job.state is State.FAILED and not before.state.final and detail.get("statusReason") != batch.CANCELLED
     metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=int(defect or ended))
+    if job.batch_array_id and job.state is State.FAILED and not before.state.final:
+        batch.terminate_batch(job, reason=f"{code}: a part failed")
     logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
     webhook.notify(storage, settings, job)
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))

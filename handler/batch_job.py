@@ -1,4 +1,6 @@
-"""What the AWS Batch container runs: python -m handler.batch_job --job ID
+"""What the AWS Batch container runs: python -m handler.batch_job --job ID [--parts N]
+
+With --parts it is one of the containers of an array, which AWS_BATCH_JOB_ARRAY_INDEX counts: see `array_child`.
 
 The exit code tells Batch whether to start the container again (`retryStrategy` of the job definition):
 
@@ -26,7 +28,8 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from handler import archive, batch, jobs, logs, webhook, worker
+from handler import archive, array_child, batch, jobs, logs, webhook, worker
+from handler.attempt import Stopped
 from handler.jobs import Backend, InvalidId, State
 from handler.settings import Settings, get_settings
 from handler.storage import NotFound, Storage, StorageError, open_storage
@@ -70,6 +73,21 @@ def run(storage: Storage, settings: Settings, job_id: str, stopped: threading.Ev
     return FAILED if job.error and job.error.code in DEFECTS else ENDED
 
 
+def run_part(storage: Storage, settings: Settings, job_id: str, parts: int, stopped: threading.Event) -> int:
+    """Make this container's part of a picture; the exit code, as above.
+
+    Raises:
+        storage.StorageError, jobs.InvalidId.
+    """
+    which = int(os.environ.get("AWS_BATCH_JOB_ARRAY_INDEX", "0"))
+    try:
+        job = array_child.run_part(storage, settings, job_id, (which, parts), stop=stopped.is_set)
+    except Stopped:
+        return REPEAT
+    webhook.wait()
+    return FAILED if job.error and job.error.code in DEFECTS else ENDED
+
+
 def gpu_is_missing() -> str:
     """Why torch has no GPU here; empty where it has one. The driver's version is for whoever reads the log."""
     import torch
@@ -91,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m handler.batch_job", description="Work on one job in AWS Batch.")
     parser.add_argument("--job", required=True, metavar="ID", help="the job's id, a UUID")
-    id = parser.parse_args(arguments).job
+    parser.add_argument("--parts", type=int, default=1, metavar="N", help="make one of so many parts of its picture")
+    given = parser.parse_args(arguments)
+    id, parts = given.job, given.parts
     try:
         settings = get_settings()
     except ValidationError as error:
@@ -108,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
+        if parts > 1:
+            return run_part(open_storage(settings), settings, id, parts, stopped)
         return run(open_storage(settings), settings, id, stopped)
     except (InvalidId, NotFound) as error:
         log.error("%s", error)

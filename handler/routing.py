@@ -6,6 +6,7 @@ call, or in local mode a thread of the server. Batch is for what Lambda has not 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import core
@@ -16,27 +17,61 @@ from handler.jobs import Backend, Estimate
 from handler.options import in_models_dir, limits
 from handler.settings import MIB, Settings
 
+#: Machines that make one picture at most: each decodes what is above its part, and all are started.
+MAX_MACHINES = 100
 #: US dollars for a GiB of memory and a second of Lambda (x86, us-east-1, 2025; the free tier is not counted).
 LAMBDA_GIB_SECOND = 1.66667e-5
 
 
-def route(estimate: core.Estimate, settings: Settings) -> Backend:
+def machines(on_batch: core.Estimate, settings: Settings) -> int:
+    """How many machines of Batch share a picture. A pure function.
+
+    Args:
+        on_batch: what it takes on one of them.
+        settings: BATCH_SPLIT_SECONDS.
+    """
+    if not settings.batch_split_seconds:
+        return 1
+    return max(1, min(math.ceil(on_batch.seconds / settings.batch_split_seconds), MAX_MACHINES, on_batch.tiles))
+
+
+def route(estimate: core.Estimate, settings: Settings, on_batch: core.Estimate | None = None) -> Backend:
     """Where work of this size runs. A pure function.
 
+    Args:
+        estimate: what it takes here, or in Lambda.
+        settings: the budgets.
+        on_batch: what it takes on a machine of Batch, where that differs.
+
     Raises:
-        core.TooLarge: more than Lambda can do, and there is no Batch.
+        core.TooLarge: more than Lambda can do, and there is no Batch, or more than that can do.
     """
     if settings.local:  # one machine: its worker takes whatever the limits let through
         return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
     fits = estimate.seconds <= settings.lambda_seconds and estimate.memory <= settings.lambda_memory_mb * MIB
-    if not fits and settings.has_batch and estimate.memory <= settings.batch_memory_mb * MIB:
+    largest = on_batch or estimate
+    if not fits and settings.has_batch and fits_batch(largest, machines(largest, settings), settings):
         return Backend.BATCH
     if not fits:
+        largest = largest if settings.has_batch else estimate
+        shared = machines(largest, settings) if settings.has_batch else 1
         raise core.TooLarge(
-            f"this would take about {estimate.seconds:,.0f} s and {estimate.memory / 1e9:,.1f} GB of memory, "
+            f"this would take about {largest.seconds / shared:,.0f} s{f' on {shared} machines' if shared > 1 else ''} "
+            f"and {largest.memory / 1e9:,.1f} GB of memory, "
             f"more than there is here: give a smaller picture or ask for a smaller scale"
         )
     return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
+
+
+def fits_batch(on_batch: core.Estimate | Estimate, shared: int, settings: Settings) -> bool:
+    """Whether Batch has the memory and the time for it. A pure function.
+
+    Args:
+        on_batch: what it takes on one machine there.
+        shared: how many machines share the time.
+        settings: BATCH_MEMORY_MB, BATCH_SECONDS.
+    """
+    return on_batch.memory <= settings.batch_memory_mb * MIB and on_batch.seconds / shared <= settings.batch_seconds
 
 
 def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Estimate:
@@ -62,7 +97,19 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
     format = options.format or picture.result_format
     check_output_size(format, *options.output_size(width, height), allowed, frames_kept(format, picture))
     found = _estimate(picture, options)
-    backend = route(found, settings)
+    # Batch has cards, whatever there is here.
+    there = _estimate(picture, replace(options, device="cuda")) if settings.has_batch else found
+    backend = route(found, settings, there)
+    shared = 1
+    if backend is Backend.BATCH:
+        found = there
+        # The frames of an animation and pages depend on each other, or may differ in size.
+        shared = machines(there, settings) if frames_kept(format, picture) == 1 else 1
+        if not fits_batch(there, shared, settings):
+            raise core.TooLarge(
+                f"this would take about {there.seconds:,.0f} s on one machine, more than it is given: "
+                f"give it frame by frame, or ask for a smaller scale"
+            )
     cost = None
     if not settings.local and backend is not Backend.BATCH:
         cost = found.seconds * settings.lambda_memory_mb / 1024 * LAMBDA_GIB_SECOND
@@ -74,6 +121,7 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
         width=found.width,
         height=found.height,
         model=str(asked.model) if found.model == name else found.model,
+        machines=shared,
         cost=cost,
         measured=found.measured,
     )

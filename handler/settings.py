@@ -67,6 +67,15 @@ class Settings(BaseSettings):
         default="", description="name or ARN of the AWS Batch job definition; empty: no Batch"
     )
     batch_memory_mb: int = Field(default=14_336, ge=128, description="MiB of memory of an AWS Batch job")
+    batch_seconds: float = Field(
+        default=14_400, ge=60, description="seconds that AWS Batch gives a job; what would take longer is refused"
+    )
+    batch_split_seconds: float = Field(
+        default=1800,
+        ge=0,
+        description="seconds of estimated work on one AWS Batch machine from which on several make parts of a picture "
+        "at the same time, each about so long; 0: never",
+    )
     require_gpu: bool = Field(
         default=False,
         description="whether a Batch container that finds no GPU ends at once, to be started on another machine",

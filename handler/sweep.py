@@ -135,15 +135,24 @@ def _verdict_on_batch(job: Job, around: Surroundings) -> Verdict:
     if job.batch_job_id is None:
         settled = job.updated + SETTLED
         return Start("it was never submitted") if settled <= now else Wait(settled)
+    array = around.containers.get(job.batch_array_id or "", {})
+    if array.get("status") == "FAILED":
+        return Fail(*around.reason(array))
     detail = around.containers.get(job.batch_job_id)
     if detail is None or detail["status"] == "SUCCEEDED":  # forgotten there, or ended without ending the job
         return Start("its container is gone")
     if detail["status"] == "FAILED":
         return Fail(*around.reason(detail))
-    if detail["status"] == "RUNNABLE" and not around.batch_works:
+    if "RUNNABLE" in (detail["status"], *_of_parts(array)) and not around.batch_works:
         since = datetime.fromtimestamp(detail["createdAt"] / 1000, UTC)
         return Fail("no_machine", _NO_MACHINE) if since + NO_MACHINE <= now else Wait(since + NO_MACHINE)
     return Wait(now)  # it waits its turn, starts, or works: the next sweep asks again
+
+
+def _of_parts(array: Mapping[str, Any]) -> list[str]:
+    """The states of an array's containers."""
+    summary = (array.get("arrayProperties") or {}).get("statusSummary") or {}
+    return [state for state, count in summary.items() if count]
 
 
 def sweep(
@@ -250,7 +259,7 @@ def _treat(
             log.warning("job %s: %s: %s", job.id, code, message)
             ended = jobs.fail_unclaimed(storage, job.id, code, message)
             counts["failed"] += ended.error is not None and ended.error.code == code
-            if job.backend is Backend.BATCH and code in ("no_machine", "expired"):
+            if job.backend is Backend.BATCH and (code in ("no_machine", "expired") or job.batch_array_id):
                 batch.terminate_batch(job, reason=code)
             webhook.notify(storage, settings, ended)
             open_.pop(job.id, None)
@@ -260,8 +269,8 @@ def _start(storage: Storage, settings: Settings, job: Job) -> None:
     """Bring a job to a worker, whatever was known of the one before."""
 
     def free(now: Job) -> Job:
-        if now.batch_job_id == job.batch_job_id and now.state is State.QUEUED:
-            return now.model_copy(update={"batch_job_id": None})  # submitted anew, and recorded
+        if now.batch_job_id == job.batch_job_id and (now.state is State.QUEUED or jobs.shared(now)):
+            return now.model_copy(update={"batch_job_id": None, "batch_array_id": None})  # submitted anew, and recorded
         return now
 
     if job.state is State.AWAITING_UPLOAD:
@@ -299,7 +308,8 @@ def _look_around(
 
 def _ask_batch(around: Surroundings, read: list[Job]) -> Surroundings:
     """With what Batch knows of the containers of these jobs."""
-    ids = {job.batch_job_id for job in read if job.batch_job_id and not job.state.final}
+    open_ = [job for job in read if not job.state.final]
+    ids = {id for job in open_ for id in (job.batch_job_id, job.batch_array_id) if id}
     return replace(around, containers=batch.describe_batch(sorted(ids)) if ids else {})
 
 

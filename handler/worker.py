@@ -110,6 +110,10 @@ def wait_until_claimable(storage: Storage, job_id: str, *, stop: Callable[[], bo
     return True
 
 
+#: Code and message of a job whose upload is another one now.
+REPLACED = "upload_replaced", "another file was uploaded in its place meanwhile: that one has its own job"
+
+
 class Replaced(Exception):
     """The upload is no longer the file that the job was made for."""
 
@@ -146,6 +150,8 @@ class _Attempt(Attempt):
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
+        if self.leased.job.batch_array_id:  # what its machines have made is done
+            done = max(done, min(self.leased.job.progress.done, total))
         self.leased.progress(done, total)
         if self.stop():
             raise Stopped
@@ -193,7 +199,7 @@ def _end(attempt: _Attempt) -> Job | None:
         except core.UpscaleError as error:
             return fail(error.code, str(error))
         except Replaced:
-            return fail("upload_replaced", "another file was uploaded in its place meanwhile: that one has its own job")
+            return fail(*REPLACED)
         except NotFound:
             return fail("upload_missing", "the uploaded file is gone: send it again")
         except StorageError:
@@ -301,7 +307,17 @@ def _plan(attempt: _Attempt, header: core.Probe, chosen: core.Options) -> None:
         core.TooLarge, core.OptionsError: no place is.
     """
     estimate = routing.plan(header, chosen, attempt.settings)
-    known: dict[str, object] = {"estimate": estimate, "progress": Progress(total=estimate.tiles)}
+    job = attempt.leased.job
+    if attempt.backend is Backend.BATCH:
+        shared = job.estimate.machines if job.estimate and job.batch_array_id else 1
+        estimate = estimate.model_copy(update={"machines": shared})
+        if not routing.fits_batch(estimate, shared, attempt.settings):  # by this machine's own speed
+            raise core.TooLarge(
+                f"this would take about {estimate.seconds:,.0f} s, more than AWS Batch gives a job: try a smaller scale"
+            )
+    known: dict[str, object] = {"estimate": estimate}
+    if not job.batch_array_id:
+        known["progress"] = Progress(total=estimate.tiles)
     if attempt.batch_job_id:
         known["batch_job_id"] = attempt.batch_job_id
     seen: dict[str, object] = {"bytes": header.bytes, "width": header.width, "height": header.height}

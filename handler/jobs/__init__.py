@@ -18,6 +18,7 @@ from handler.jobs.changes import (
     renew,
     succeed,
     take_back,
+    tidy,
 )
 from handler.jobs.document import (
     Backend,
@@ -104,6 +105,7 @@ __all__ = [
     "shared",
     "succeed",
     "take_back",
+    "tidy",
     "upload_key",
     "uploaded",
     "utc_now",

@@ -152,7 +152,7 @@ def claim(
                 "attempt": job.attempt + 1,
                 "lost": lost,
                 "lease": Lease(owner=owner, until=now + timedelta(seconds=lease_seconds)),
-                "progress": Progress(),
+                "progress": job.progress if shared(job) else Progress(),
                 "started": job.started or now,
             }
         )
@@ -164,7 +164,7 @@ def claim(
     if job.lease and job.lease.owner == owner:
         return job
     if job.state.final and job.attempt > 1:  # whoever ended it may have been killed before it could tidy up
-        _tidy(storage, job)
+        tidy(storage, job)
     return None
 
 
@@ -250,7 +250,7 @@ def succeed(
         with suppress(StorageError):
             storage.delete(output.key)
         raise
-    _tidy(storage, ended)
+    tidy(storage, ended)
     return ended
 
 
@@ -266,7 +266,7 @@ def fail(storage: Storage, job: Job, code: str, message: str, *, clock: Clock = 
         return now.error == error and now.attempt == job.attempt
 
     ended = _change_as_owner(storage, job, lambda now: _ended(now, State.FAILED, clock(), error), clock, done)
-    _tidy(storage, ended)
+    tidy(storage, ended)
     return ended
 
 
@@ -288,7 +288,7 @@ def fail_unclaimed(
 
     job = change(storage, id, end, clock=clock)
     if job.state.final:
-        _tidy(storage, job)
+        tidy(storage, job)
     return job
 
 
@@ -343,7 +343,7 @@ def cancel(storage: Storage, id: str, *, clock: Clock = utc_now) -> Job:
         return job if job.state is State.CANCELLED else _ended(job, State.CANCELLED, clock())
 
     job = change(storage, id, end, clock=clock)
-    _tidy(storage, job)
+    tidy(storage, job)
     return job
 
 
@@ -418,7 +418,7 @@ def _ended(job: Job, state: State, now: datetime, error: Failure | None = None) 
     return job.model_copy(update={"state": state, "lease": None, "finished": now, "error": error})
 
 
-def _tidy(storage: Storage, job: Job) -> None:
+def tidy(storage: Storage, job: Job) -> None:
     """Delete what tries that came to nothing have left; the bucket's lifecycle does it otherwise."""
     keep = job.output.key if job.output else None
     with suppress(StorageError):

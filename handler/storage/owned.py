@@ -23,6 +23,7 @@ EXPIRING = {
     "jobs/": re.compile(rf"jobs/{_UUID}\.json"),
     "uploads/": re.compile(rf"uploads/{_UUID}/[^/]+"),
     "results/": re.compile(rf"results/{_UUID}/\d+/[^/]+"),
+    "work/": re.compile(rf"work/{_UUID}/[0-9a-f]{{32}}/\d{{6}}\.band"),
 }
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
+from handler.batch import batch_client
 from handler.settings import Settings
 from handler.storage import LocalStorage
 from tests.integration.work import configured
@@ -41,3 +46,31 @@ def patience() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+@pytest.fixture
+def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A queue and a job definition on moto, which takes jobs and does not run them; as settings."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    batch_client.cache_clear()
+    body = json.dumps({"batch": {"use_docker": False}}).encode()
+    urllib.request.urlopen(f"{moto}/moto-api/config", body, timeout=10).close()
+    client = boto3.client("batch")
+    role = boto3.client("iam").create_role(RoleName=os.urandom(4).hex(), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    name = f"test-{os.urandom(4).hex()}"
+    environment = client.create_compute_environment(
+        computeEnvironmentName=name, type="UNMANAGED", state="ENABLED", serviceRole=role
+    )["computeEnvironmentArn"]
+    client.create_job_queue(
+        jobQueueName=name,
+        state="ENABLED",
+        priority=1,
+        computeEnvironmentOrder=[{"order": 1, "computeEnvironment": environment}],
+    )
+    client.register_job_definition(
+        jobDefinitionName=name,
+        type="container",
+        containerProperties={"image": "upscaler", "vcpus": 1, "memory": 512, "command": ["true"]},
+    )
+    yield {"batch_queue": name, "batch_job_definition": name}
+    batch_client.cache_clear()

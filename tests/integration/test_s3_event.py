@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handler import jobs, s3_event, worker
-from handler.batch import batch_client
 from handler.jobs import Backend, Job, State
 from handler.s3_event import TryAgain, Upload
 from handler.settings import Settings
@@ -298,34 +296,6 @@ def test_before_the_time_runs_out_the_job_is_handed_back(call: Call, store: Loca
     assert found(store) == [job]  # not even begun
     call(event("s3_put.json"))
     assert [job.state for job in found(store)] == [State.SUCCEEDED]
-
-
-@pytest.fixture
-def batch(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """A queue and a job definition on moto, which takes jobs and does not run them; as settings."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    batch_client.cache_clear()
-    body = json.dumps({"batch": {"use_docker": False}}).encode()
-    urllib.request.urlopen(f"{moto}/moto-api/config", body, timeout=10).close()
-    client = boto3.client("batch")
-    role = boto3.client("iam").create_role(RoleName=os.urandom(4).hex(), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-    name = f"test-{os.urandom(4).hex()}"
-    environment = client.create_compute_environment(
-        computeEnvironmentName=name, type="UNMANAGED", state="ENABLED", serviceRole=role
-    )["computeEnvironmentArn"]
-    client.create_job_queue(
-        jobQueueName=name,
-        state="ENABLED",
-        priority=1,
-        computeEnvironmentOrder=[{"order": 1, "computeEnvironment": environment}],
-    )
-    client.register_job_definition(
-        jobDefinitionName=name,
-        type="container",
-        containerProperties={"image": "upscaler", "vcpus": 1, "memory": 512, "command": ["true"]},
-    )
-    yield {"batch_queue": name, "batch_job_definition": name}
-    batch_client.cache_clear()
 
 
 def test_what_is_too_big_for_lambda_goes_to_batch(
