@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -75,22 +74,24 @@ def submit(storage: Storage, settings: Settings, job: Job) -> Job:
         botocore.exceptions.ClientError: Batch refused, or did not answer; the job stays queued, so call again.
     """
     parts = job.estimate.machines if job.estimate and not job.pictures else 1
-    array = submit_batch(job, settings, parts=parts) if parts > 1 else None
-    try:
-        last = submit_batch(job, settings, after=array) if array else submit_batch(job, settings)
-    except Exception:
-        if array:  # without somebody to put them together the parts are of no use
-            with suppress(Exception):
-                batch_client().terminate_job(jobId=array, reason=CANCELLED)
-        raise
+    if parts > 1 and not job.batch_array_id:
+        # Written down by itself: whoever is cut off before the second submission leaves work that is not lost.
+        job = _record(storage, job.id, {"batch_array_id": submit_batch(job, settings, parts=parts)})
+    array = job.batch_array_id
+    last = submit_batch(job, settings, after=array) if array else submit_batch(job, settings)
+    return _record(storage, job.id, {"batch_job_id": last})
+
+
+def _record(storage: Storage, id: str, news: dict[str, str]) -> Job:
+    """Write down what was submitted for a job."""
 
     def record(now: Job) -> Job:
         waits = now.state is State.QUEUED or jobs.shared(now)
-        if not waits or now.backend is not Backend.BATCH or now.batch_job_id:
+        if not waits or now.backend is not Backend.BATCH or any(getattr(now, name) for name in news):
             return now  # the container was faster, or somebody else submitted it too
-        return now.model_copy(update={"batch_job_id": last, "batch_array_id": array})
+        return now.model_copy(update=news)
 
-    return jobs.change(storage, job.id, record)
+    return jobs.change(storage, id, record)
 
 
 def describe_batch(ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:

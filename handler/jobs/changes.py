@@ -425,5 +425,9 @@ def tidy(storage: Storage, job: Job) -> None:
         for found in storage.list(f"results/{job.id}/"):
             if found.key != keep:
                 storage.delete(found.key)
-        for found in storage.list(work_prefix(job.id)):
-            storage.delete(found.key)
+        _delete_bands(storage, job)
+
+
+def _delete_bands(storage: Storage, job: Job) -> None:
+    for found in storage.list(work_prefix(job.id)):
+        storage.delete(found.key)

@@ -26,7 +26,8 @@ from moto.batch.models import batch_backends
 from moto.core.authorization import enable_iam_authentication
 from starlette.testclient import TestClient
 
-from handler import batch, batch_event, batch_job, jobs, s3_event, sweep, upload_queue, webhook, worker
+from core import enlarge
+from handler import array_child, batch, batch_event, batch_job, jobs, s3_event, sweep, upload_queue, webhook, worker
 from handler.jobs import Backend, Failure, Job, Lease, State, utc_now
 from handler.settings import Settings
 from handler.storage import S3Storage, StorageError
@@ -184,6 +185,7 @@ def api(account: Account, as_role: Callable[[], Any]) -> None:
     submitted = account.job(backend=Backend.BATCH)
     submitted = batch.submit(account.storage, account.settings, submitted)
     account.storage.put(f"results/{submitted.id}/1/part.png", b"half", "image/png")
+    account.storage.put(f"work/{submitted.id}/key/000000.band", b"band", "")
     done = account.job()
     failed = account.job(state=State.FAILED)
     with as_role():
@@ -198,6 +200,7 @@ def api(account: Account, as_role: Callable[[], Any]) -> None:
         assert client.post(f"/jobs/{failed.id}/retry").status_code == 201
         signed(account, submitted)
     assert not list(account.storage.list(f"results/{submitted.id}/"))
+    assert not list(account.storage.list(f"work/{submitted.id}/"))
 
 
 def message(account: Account, body: str) -> dict[str, Any]:
@@ -213,6 +216,7 @@ def upload(account: Account, as_role: Callable[[], Any]) -> None:
     """An upload that is done, one that goes to Batch, and a message that is to come again soon."""
     here, larger = account.job(), account.job()
     account.storage.put(f"results/{here.id}/0/part.png", b"half", "image/png")
+    account.storage.put(f"work/{here.id}/key/000000.band", b"band", "")
     sent = event("s3_put.json")
     sent["Records"][0]["s3"]["bucket"]["name"] = BUCKET
     sent["Records"][0]["s3"]["object"]["key"] = here.input.key
@@ -229,6 +233,7 @@ def upload(account: Account, as_role: Callable[[], Any]) -> None:
         upload_queue.again_soon(account.settings, third["Records"][0])
     assert jobs.get(account.storage, here.id).state is State.SUCCEEDED
     assert len(list(account.storage.list(f"results/{here.id}/"))) == 1
+    assert not list(account.storage.list(f"work/{here.id}/"))
     assert jobs.get(account.storage, larger.id).batch_job_id
 
 
@@ -247,6 +252,7 @@ def watch(account: Account, as_role: Callable[[], Any]) -> None:
     account.storage.put(announced.input.key, picture(), "image/png")
     stuck = account.job(state=State.RUNNING, backend=Backend.BATCH, batch_job_id="gone")
     account.storage.put(f"results/{stuck.id}/1/part.png", b"half", "image/png")
+    account.storage.put(f"work/{stuck.id}/key/000000.band", b"band", "")
     sent = event("batch_failed.json")
     sent["detail"] |= {"jobId": "gone"}
     sent["detail"]["container"]["command"][-1] = stuck.id
@@ -258,6 +264,7 @@ def watch(account: Account, as_role: Callable[[], Any]) -> None:
         signed(account, waits)
         sweep.sweep(account.storage, account.settings, batch_event.reason, clock=lambda: later)
     assert not list(account.storage.list(f"results/{stuck.id}/"))
+    assert not list(account.storage.list(f"work/{stuck.id}/"))
     assert jobs.get(account.storage, waits.id).error == Failure(code="no_machine", message=sweep._NO_MACHINE)
     assert jobs.get(account.storage, never.id).batch_job_id
     assert jobs.get(account.storage, announced.id).state is State.QUEUED
@@ -273,10 +280,18 @@ def container(account: Account, as_role: Callable[[], Any]) -> None:
     """A job in its container, done over what a try before it left."""
     job = account.job(backend=Backend.BATCH)
     account.storage.put(f"results/{job.id}/0/part.png", b"half", "image/png")
-    with as_role():
+    with as_role(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(enlarge, "KEPT_WORK", 0)  # its band is kept, and is read by another
+        key = array_child.run_part(account.storage, account.settings, job.id, (0, 2), retry_delays=AT_ONCE).id
+        assert array_child.run_part(account.storage, account.settings, key, (1, 2), retry_delays=AT_ONCE).id == key
+        kept = [found.key for found in account.storage.list(f"work/{job.id}/")]
+        assert len(kept) == 1
+        shared = {"batch_array_id": "array"}
+        jobs.change(account.storage, job.id, lambda now: now.model_copy(update=shared))
         assert batch_job.run(account.storage, account.settings, job.id, threading.Event()) == batch_job.ENDED
         signed(account, job)
     done = jobs.get(account.storage, job.id)
+    assert not list(account.storage.list(f"work/{job.id}/"))
     assert done.state is State.SUCCEEDED
     assert done.output
     assert [found.key for found in account.storage.list(f"results/{job.id}/")] == [done.output.key]

@@ -39,7 +39,13 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "archive.part._found": "upscaled",
     "archive.part._upscale": {"download_version": "scans", "create_file": "upscaled"},
     "archive.part._work": {"get": "archives", "put": "results"},
-    "jobs.changes._tidy": "results",
+    "array_child._make": "uploads",
+    "array_child.progress": "work",
+    "bands.look": "work",
+    "bands.read": "work",
+    "bands.write": "work",
+    "jobs.changes.tidy": "results",
+    "jobs.changes._delete_bands": "work",
     "jobs.changes.change": "jobs",
     "jobs.changes.get": "jobs",
     "jobs.changes.succeed": "results",
@@ -50,7 +56,7 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "sweep._write": "sweep",
     "sweep.sweep": "jobs",
     "web.jobs.retry_job": "uploads",
-    "worker._check_version": "uploads",
+    "worker.check_version": "uploads",
     "remote_file.probe": "uploads",
     "remote_file.readinto": "uploads",
     "s3_models._download_weights": "models",
@@ -108,11 +114,15 @@ PLATFORM = {
     "JobRole": set(),  # Batch writes the logs with the machine's role
 }
 #: What the code mentions and never comes to: nothing is moved on from Batch, and only what failed there is started.
-NEVER = {"batch_job": {"batch:SubmitJob"}}
+NEVER = {
+    "batch_job": {("batch:SubmitJob", "")},
+    "s3_event": {("s3:GetObject", "work"), ("s3:PutObject", "work")},  # what Lambda has the time for keeps no bands
+}
 #: Settings that make no sense on AWS, besides those of local mode.
 NOT_ON_AWS = {"s3_endpoint_url", "webhook_allow_private"}
 #: Settings that a stack leaves at their defaults: nobody would change them.
 CONSTANT = {
+    "batch_seconds",  # the job definition says the same: a test compares them
     "inline_seconds",
     "lambda_seconds",
     "lease_seconds",
@@ -170,7 +180,7 @@ def needed(module: str) -> set[tuple[str, str]]:
                 found.add((action, "bucket" if action == "s3:ListBucket" else prefix))
         if other := OTHER_ACTIONS.get(".".join(node)):
             found.add((other, ""))
-    return {(action, where) for action, where in found if action not in NEVER.get(module, ())}
+    return found - NEVER.get(module, set())
 
 
 def test_every_call_is_known() -> None:
@@ -239,7 +249,7 @@ def test_no_policy_is_for_everything(template: dict[str, Any]) -> None:
                 # Objects below a prefix of our bucket, jobs of Batch, whose ids nobody knows beforehand, and revisions
                 # of our definition of them.
                 text = json.dumps(where)
-                prefixes = "jobs|uploads|results|models|sweep|scans|upscaled|archives"
+                prefixes = "work|jobs|uploads|results|models|sweep|scans|upscaled|archives"
                 known = rf"upscaler-\$\{{Id\}}/({prefixes})/\*\"|:job/\*\"|-upscale:\*\""
                 if "*" in text:
                     assert re.search(known, text), name
@@ -299,6 +309,11 @@ def test_settings_take_what_the_template_gives(template: dict[str, Any], monkeyp
                 text = queue if batch else "upscaler-example" if name == "BUCKET" else str(default)
                 monkeypatch.setenv(name, text)
             assert Settings().has_batch == bool(queue)
+
+
+def test_the_time_of_a_job_is_that_of_the_settings(template: dict[str, Any]) -> None:
+    timeout = template["Resources"]["JobDefinition"]["Properties"]["Timeout"]["AttemptDurationSeconds"]
+    assert timeout == Settings.model_fields["batch_seconds"].default
 
 
 def test_uploads_start_the_function_and_nothing_else_does(template: dict[str, Any]) -> None:

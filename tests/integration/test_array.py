@@ -312,7 +312,7 @@ def report(store: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch, 
     sent["detail"]["container"]["command"] = ["python", "-m", "handler.batch_job", "--job", job.id, "--parts", "3"]
     monkeypatch.setattr(batch_event, "open_from_environment", lambda: (settings, store))
     try:
-        return batch_event.handler(sent, Context())  # type: ignore[arg-type]
+        return batch_event.handler(sent, Context())
     finally:
         batch_event.metrics.clear_metrics()
 
