@@ -67,9 +67,12 @@ class MemoryStorage:
         data, etag, *_ = self._find(key)
         return zlib.decompress(data), etag
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """See `Storage`."""
-        return self.get(key)[0][start : start + length]
+        data, now = self.get(key)
+        if etag not in ("", now):
+            raise Changed(f"{key!r} has changed")
+        return data[start : start + length]
 
     def download(self, key: str, path: Path) -> None:
         """See `Storage`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from core.engine.plan import UpscalePlan, make_plan, operations
 from core.kept import KeptBands
 from core.options import Options, Progress
 from core.pixels.alpha import Opacity, extend_edges_of, keep_flat, rows_near, survey
-from core.pixels.bands import ROWS, Bands, RowBuffer, Samples, ahead
+from core.pixels.bands import ROWS, Bands, RowBuffer, Samples, ahead, from_row
 from core.pixels.resize import resize_rows, rows_from, support_above
 
 if TYPE_CHECKING:
@@ -224,17 +224,23 @@ def _opaque(
 ) -> Generator[Samples]:
     """Bands, or parts of them, from row `done` of the result on, with which the row of tiles `first` begins."""
     constant = opacity is not None and not opacity.varies
-    with closing(ahead(iter(bands))) as read:
-        decoded: Iterator[Samples] = read
+    with ExitStack() as stack:
         near: RowBuffer | None = None
-        if opacity is not None:
-            decoded, alpha = itertools.tee(decoded)
-            near = RowBuffer(band[:, :, -1:] for band in alpha)
-            decoded = extend_edges_of(decoded, opacity)
-        if constant:
-            near = None
-            decoded = (band[:, :, :-1] for band in decoded)
-        shown = replace(bands, alpha=bands.alpha and not constant, read=lambda: decoded)
+
+        def read_from(row: int) -> tuple[int, Iterator[Samples]]:
+            nonlocal near
+            # What shines through is spread from the top.
+            top, below = from_row(bands, row) if opacity is None else (0, iter(bands))
+            decoded: Iterator[Samples] = stack.enter_context(closing(ahead(below)))
+            if opacity is not None:
+                decoded, alpha = itertools.tee(decoded)
+                if not constant:
+                    near = RowBuffer(band[:, :, -1:] for band in alpha)
+                decoded = extend_edges_of(decoded, opacity)
+            return top, (band[:, :, :-1] for band in decoded) if constant else decoded
+
+        alpha = bands.alpha and not constant
+        shown = replace(bands, alpha=alpha, read=lambda: read_from(0)[1], read_from=read_from)
         y = done
         for band in _resampled(shown, out_width, out_height, model, plan, progress, first, done, layout):
             if opacity is not None and constant:

@@ -336,7 +336,7 @@ def _enlarged(
         # The network, or Lanczos, computes the next band while the one before is encoded.
         return ahead(found, stopped)
 
-    return replace(bands, width=out_width, height=out_height, read=read)
+    return replace(bands, width=out_width, height=out_height, read=read, read_from=None)
 
 
 def _identity(source: Source) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """Many machines for one picture: what one container of an array job does.
 
-    read the header -> download -> core.upscale_part, which keeps each finished band under work/ -> done
+    read the header -> download (of a TIFF only the strips or tiles that are needed) -> core.upscale_part, which keeps
+    each finished band under work/ -> done
 
 Nobody claims the job meanwhile: the job after the array does, and puts the bands together (`worker`, as if it went on
 after an interruption). A container that is killed or taken away is repeated alone, and finds the bands that it has
@@ -9,12 +10,14 @@ made. What lies in the picture or the request ends the job for all.
 
 from __future__ import annotations
 
+import io
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import core
 from handler import bands, jobs, options, remote_file, routing, s3_models, webhook
@@ -22,7 +25,7 @@ from handler.attempt import RETRY_DELAYS, Stopped, with_retries
 from handler.jobs import Job
 from handler.names import without_folders
 from handler.settings import Settings
-from handler.storage import NotFound, Storage, Unavailable
+from handler.storage import Changed, NotFound, Storage, Unavailable
 from handler.worker import REPLACED, Replaced, check_version
 from handler.workspace import workspace
 
@@ -154,13 +157,9 @@ def _make(part: _Part, which: tuple[int, int]) -> None:
     version = part.with_retries(lambda: check_version(storage, job))
     header = part.with_retries(lambda: remote_file.probe(storage, job.input.key, settings))
     routing.plan(header, chosen, settings)  # what no machine can do is refused here, too
-    with workspace() as folder:
-        source = folder / "input"
-        part.with_retries(lambda: storage.download(job.input.key, source))
-        if part.with_retries(lambda: check_version(storage, job)) != version:
-            raise Replaced
-        with suppress(Unavailable):  # it is running: not only once its first tile is done
-            jobs.share(storage, job.id, 0, job.progress.total, 3 * SHARE_SECONDS + settings.lease_seconds)
+    with suppress(Unavailable):  # it is running: not only once its first tile is done
+        jobs.share(storage, job.id, 0, job.progress.total, 3 * SHARE_SECONDS + settings.lease_seconds)
+    with workspace() as folder, _source(part, header, version, folder / "input") as source:
         core.upscale_part(
             source,
             chosen,
@@ -170,3 +169,28 @@ def _make(part: _Part, which: tuple[int, int]) -> None:
             limits=options.limits(settings),
             progress=part.progress,
         )
+
+
+@contextmanager
+def _source(part: _Part, header: core.Probe, version: str, path: Path) -> Iterator[Path | BinaryIO]:
+    """The picture: of a TIFF only what is read of it, from the store; else all of it, as a file.
+
+    Raises:
+        Replaced: it is another version by now.
+    """
+    storage, key = part.storage, part.job.input.key
+    if header.format != "tiff":
+        part.with_retries(lambda: storage.download(key, path))
+        if part.with_retries(lambda: check_version(storage, part.job)) != version:
+            raise Replaced
+        yield path
+        return
+    remote = remote_file.RemoteFile(storage, key, storage.head(key).size, version)
+    try:
+        yield io.BufferedReader(remote, remote_file.HEADER_BYTES)
+    except (core.InputError, OSError):
+        if isinstance(remote.failure, Changed):
+            raise Replaced from None
+        if remote.failure:  # to a decoder a store that fails looks like a damaged file
+            raise remote.failure from None
+        raise

@@ -49,15 +49,16 @@ class RemoteFile(io.RawIOBase):
         storage: where the object is.
         key: of the object.
         size: of the object in bytes.
+        etag: of the version that is read, and no other; empty for whatever is there.
 
     Attributes:
         size: of the object in bytes.
         failure: why the last read failed, None while none has.
     """
 
-    def __init__(self, storage: Storage, key: str, size: int) -> None:
+    def __init__(self, storage: Storage, key: str, size: int, etag: str = "") -> None:
         self.failure: StorageError | None = None
-        self._storage, self._key, self.size = storage, key, size
+        self._storage, self._key, self.size, self._etag = storage, key, size, etag
         self._at = 0
         self._start, self._block, self._next = 0, b"", HEADER_BYTES
 
@@ -88,8 +89,11 @@ class RemoteFile(io.RawIOBase):
         if not self._start <= self._at < self._start + len(self._block):
             if self._at >= self.size:
                 return 0
+            if self._at != self._start + len(self._block):  # elsewhere: perhaps only a little
+                self._next = HEADER_BYTES
+            wanted = max(self._next, len(buffer))
             try:
-                self._block = self._storage.read_range(self._key, self._at, max(self._next, len(buffer)))
+                self._block = self._storage.read_range(self._key, self._at, wanted, self._etag)
             except StorageError as error:
                 self.failure = error
                 raise OSError("the store failed") from error

@@ -58,12 +58,13 @@ def pixels_at_once(page: Page) -> int:
     return page.width * min(page.height, page.numbers(ROWS_PER_STRIP, (page.height,))[0])
 
 
-def read_rows(stream: BinaryIO, page: Page) -> Iterator[Samples]:
+def read_rows(stream: BinaryIO, page: Page, start: int = 0) -> Iterator[Samples]:
     """Samples as they are stored, from top to bottom.
 
     Args:
         stream: the file; read from anywhere in between.
         page: one that streams.
+        start: row to begin with; strips and tiles above it are not read.
 
     Yields:
         (rows, width, samples) uint8 or uint16.
@@ -81,11 +82,11 @@ def read_rows(stream: BinaryIO, page: Page) -> Iterator[Samples]:
             raise UnreadableImage("this kind of TIFF is not read: save it uncompressed, in grey, RGB or CMYK")
         if (found.imagelength, found.imagewidth, found.samplesperpixel) != (page.height, page.width, page.samples):
             raise UnreadableImage("the picture is damaged: its directory contradicts itself")
-        for rows in _read(stream, found):
+        for rows in _read(stream, found, start):
             yield rows.astype(rows.dtype.newbyteorder("="), copy=False)
 
 
-def _read(stream: BinaryIO, page: Any) -> Iterator[Samples]:
+def _read(stream: BinaryIO, page: Any, start: int) -> Iterator[Samples]:
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     planes = samples if page.planarconfig == 2 and samples > 1 else 1
     tall = min(page.tilelength if page.is_tiled else page.rowsperstrip, height) or height
@@ -95,10 +96,10 @@ def _read(stream: BinaryIO, page: Any) -> Iterator[Samples]:
         raise UnreadableImage("the picture is damaged: it has too few strips or tiles")
     plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
     if plain and page.bitspersample == 8 * page.dtype.itemsize:
-        yield from _uncompressed(stream, page, planes, down, tall)
+        yield from _uncompressed(stream, page, planes, down, tall, start)
         return
     tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression == 7 else {}
-    for y in range(down):
+    for y in range(start // (page.tilelength if page.is_tiled else tall), down):
         top = y * (page.tilelength if page.is_tiled else tall)
         rows = min(page.tilelength if page.is_tiled else tall, height - top)
         band = np.full((rows, width, samples), page.nodata, page.dtype)
@@ -112,7 +113,7 @@ def _read(stream: BinaryIO, page: Any) -> Iterator[Samples]:
                 values, (_, _, _, left, _), _ = page.decode(data, segment, **tables)
                 values = values[0][:rows, : width - left]
                 place[: len(values), left : left + values.shape[1]] = values
-        yield band
+        yield band[max(0, start - top) :]
 
 
 def _bytes(stream: BinaryIO, offset: int, count: int) -> bytes | None:
@@ -125,15 +126,15 @@ def _bytes(stream: BinaryIO, offset: int, count: int) -> bytes | None:
     return data
 
 
-def _uncompressed(stream: BinaryIO, page: Any, planes: int, down: int, tall: int) -> Iterator[Samples]:
+def _uncompressed(stream: BinaryIO, page: Any, planes: int, down: int, tall: int, start: int) -> Iterator[Samples]:
     """Strips as large as they may be, as many rows at once as are easily held."""
     dtype = np.dtype(page.parent.byteorder + page.dtype.char)
     contiguous = page.samplesperpixel // planes
     line = page.imagewidth * contiguous * dtype.itemsize
     most = max(1, _BAND_BYTES // (line * planes))
-    for y in range(down):
+    for y in range(start // tall, down):
         rows = min(tall, page.imagelength - y * tall)
-        for top in range(0, rows, most):
+        for top in range(max(0, start - y * tall), rows, most):
             count = min(most, rows - top)
             parts = []
             for plane in range(planes):

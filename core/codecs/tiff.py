@@ -76,15 +76,15 @@ def _scan(stream: BinaryIO, page: Page, meta: Metadata) -> Scan:
     def shown(values: Samples) -> Picture:
         return tiff_samples.interpreted(values, page, photometric, meta)
 
-    def read() -> Iterator[Samples]:
+    def read(start: int = 0) -> Iterator[Samples]:
         with decoder_errors():
-            for values in segments.read_rows(stream, page):
+            for values in segments.read_rows(stream, page, start):
                 picture = shown(values)
                 yield picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
 
     first = shown(next(segments.read_rows(stream, page))[:1])
     channels, alpha = first.pixels.shape[2], first.alpha is not None
-    bands = Bands(page.height, page.width, channels, alpha, first.pixels.dtype, read)
+    bands = Bands(page.height, page.width, channels, alpha, first.pixels.dtype, read, lambda row: (row, read(row)))
     if page.orientation == 2:
         bands = mirrored(bands)
     return Scan(bands=bands, **description(replace(first, lossless=page.compression != segments.JPEG)))

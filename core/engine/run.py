@@ -24,7 +24,7 @@ from core.engine.rates import learn_rate
 from core.errors import NonFiniteOutput, OutOfMemory
 from core.options import Progress
 from core.picture import Pixels
-from core.pixels.bands import Bands, RowBuffer, Samples, bands_of
+from core.pixels.bands import Bands, RowBuffer, Samples, bands_of, from_row
 from core.pixels.resize import Rows
 
 #: A tile, and its own part of the result.
@@ -210,7 +210,10 @@ def _run(
 
 def _windows(bands: Bands, tile_rows: list[list[tiling.Tile]], layers: list[slice]) -> Iterator[Job]:
     """Each tile with what it is computed from; bands are read no further than the row of tiles needs."""
-    rows = RowBuffer(bands)
+    if not tile_rows:
+        return
+    top, below = from_row(bands, tile_rows[0][0].rows.origin)
+    rows = RowBuffer(below, top)
     for row in tile_rows:
         span = row[0].rows
         pixels = rows.rows(span.origin, min(span.origin + span.size, bands.height))

@@ -29,6 +29,8 @@ class Bands:
         alpha: whether one more channel, the last, is opacity.
         dtype: of the samples.
         read: begins at the top again: (rows, width, channels + alpha) each, `height` rows in all.
+        read_from: begins at a row, or somewhat above it: which row that is, and the bands; None where a decoder has to
+            go through all that is above.
     """
 
     height: int
@@ -37,6 +39,7 @@ class Bands:
     alpha: bool
     dtype: np.dtype[Any]
     read: Callable[[], Iterator[Samples]]
+    read_from: Callable[[int], tuple[int, Iterator[Samples]]] | None = None
 
     def __iter__(self) -> Iterator[Samples]:
         return self.read()
@@ -81,7 +84,17 @@ def gather(bands: Bands) -> tuple[Samples, Samples | None]:
 
 def mirrored(bands: Bands) -> Bands:
     """The same with left and right exchanged."""
-    return replace(bands, read=lambda: (np.ascontiguousarray(band[:, ::-1]) for band in bands))
+
+    def read_from(row: int) -> tuple[int, Iterator[Samples]]:
+        top, below = from_row(bands, row)
+        return top, (np.ascontiguousarray(band[:, ::-1]) for band in below)
+
+    return replace(bands, read=lambda: read_from(0)[1], read_from=read_from)
+
+
+def from_row(bands: Bands, row: int) -> tuple[int, Iterator[Samples]]:
+    """The bands from a row on, or from somewhat above it: which row they begin with, and the bands."""
+    return (0, iter(bands)) if bands.read_from is None else bands.read_from(row)
 
 
 def in_rows(bands: Iterable[Samples], rows: int) -> Iterator[Samples]:

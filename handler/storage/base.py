@@ -108,11 +108,17 @@ class Storage(Protocol):
             NotFound.
         """
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """At most `length` bytes from `start` on; fewer, or none, where the object ends.
 
+        Args:
+            key: of the object.
+            start: first byte.
+            length: bytes.
+            etag: read this version only, with or without its quotes; empty for whatever is there.
+
         Raises:
-            NotFound.
+            NotFound, Changed.
         """
 
     def download(self, key: str, path: Path) -> None:

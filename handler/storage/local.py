@@ -115,9 +115,11 @@ class LocalStorage:
         with os_errors(key), self._file(key).open("rb") as file:
             return file.read(), etag_of(os.fstat(file.fileno()))
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """See `Storage`."""
         with os_errors(key), self._file(key).open("rb") as file:
+            if etag.strip('"') not in ("", etag_of(os.fstat(file.fileno())).strip('"')):
+                raise Changed(f"{key!r} has changed")
             file.seek(start)
             return file.read(max(0, length))
 

@@ -74,17 +74,19 @@ class S3Storage:
         """See `Storage`."""
         return self._read(key)
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """See `Storage`."""
         if length <= 0:
             self.head(key)
             return b""
-        return self._read(key, f"bytes={start}-{start + length - 1}")[0]
+        return self._read(key, f"bytes={start}-{start + length - 1}", etag)[0]
 
-    def _read(self, key: str, byte_range: str | None = None) -> tuple[bytes, str]:
+    def _read(self, key: str, byte_range: str | None = None, etag: str = "") -> tuple[bytes, str]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         wanted = {"Range": byte_range} if byte_range else {}
+        if bare := etag.strip('"'):
+            wanted["IfMatch"] = f'"{bare}"'
         for left in reversed(range(self._attempts)):
             with _s3_errors(key):
                 try:

@@ -39,7 +39,7 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "archive.part._found": "upscaled",
     "archive.part._upscale": {"download_version": "scans", "create_file": "upscaled"},
     "archive.part._work": {"get": "archives", "put": "results"},
-    "array_child._make": "uploads",
+    "array_child._source": "uploads",
     "array_child.progress": "work",
     "bands.look": "work",
     "bands.read": "work",

@@ -363,3 +363,44 @@ def test_the_sweep_knows_arrays(store: LocalStorage, settings: Settings) -> None
     assert isinstance(verdict({"status": "FAILED"}, "PENDING"), sweep.Fail)
     assert isinstance(verdict({"status": "SUCCEEDED"}, "RUNNING"), sweep.Wait)
     assert isinstance(verdict({"status": "SUCCEEDED"}, "SUCCEEDED"), sweep.Start)
+
+
+class Reading:
+    """A store that counts the bytes of an upload that are read; `before` is called before each read."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self.count = storage, 0
+        self.before: Callable[[], object] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
+        self.before()
+        found = self.storage.read_range(key, start, length, etag)
+        self.count += len(found)
+        return found
+
+
+def large() -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 240, 3), np.uint8)
+    tifffile.imwrite(stream, pixels, photometric="rgb", rowsperstrip=16)
+    return stream.getvalue()
+
+
+def test_a_part_of_a_tiff_reads_its_strips_only(store: LocalStorage, settings: Settings) -> None:
+    data = large()
+    aws = settings.model_copy(update={"bucket": "b", "tile_size": 64})  # a container decodes in its own process
+    job = split(store, data)
+    reading = Reading(store)
+    array_child.run_part(reading, aws, job.id, (5, 6), retry_delays=AT_ONCE)  # type: ignore[arg-type]
+    assert bands(store, job)
+    assert reading.count < len(data) / 2
+
+    changed = split(store, data)
+    reading = Reading(store)
+    reading.before = lambda: reading.count > 150_000 and store.put(changed.input.key, data, "image/tiff")
+    left = array_child.run_part(reading, aws, changed.id, (5, 6), retry_delays=AT_ONCE)  # type: ignore[arg-type]
+    assert left.error
+    assert left.error.code == "upload_replaced", "another version, even of the same pixels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from PIL import Image
 
 import core
 from core.codecs import tiff_write
+from core.codecs.decode import open_source
 from core.codecs.read import decode, pages
+from core.limits import Limits
+from core.picture import Scan
+from core.pixels.bands import from_row
 from tests.unit.pictures import (
     corners,
     opened,
@@ -135,3 +140,34 @@ def test_a_circle_of_pages_ends() -> None:
     struct.pack_into("<I", data, first + 2 + 12 * count, first)
     assert core.probe(bytes(data)).frames == 1
     assert len(list(pages(bytes(data)))) == 1
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"rowsperstrip": 7},
+        {"rowsperstrip": 50},
+        {"rowsperstrip": 7, "compression": "zlib", "predictor": True},
+        {"tile": (16, 32), "compression": "lzw"},
+        {"rowsperstrip": 7, "planarconfig": "separate"},
+        {"tile": (16, 16), "planarconfig": "separate"},
+        {"rowsperstrip": 8, "compression": "jpeg"},
+    ],
+)
+def test_rows_can_be_read_from_anywhere(layout: dict[str, Any]) -> None:
+    pixels = corners(50, 41)
+    stored = np.moveaxis(pixels, 2, 0) if "planarconfig" in layout else pixels
+    for orientation in (1, 2):
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, stored, photometric="rgb", extratags=[(274, 3, 1, orientation, True)], **layout)
+        data = stream.getvalue()
+        with open_source(data, Limits()) as (_, decode_pages):
+            [page] = decode_pages()
+            assert isinstance(page, Scan)
+            whole = np.concatenate(list(page.bands))
+            if layout.get("compression") != "jpeg":
+                assert np.array_equal(whole, pixels if orientation == 1 else pixels[:, ::-1])
+            for row in (0, 1, 7, 23, 48, 49):
+                top, below = from_row(page.bands, row)
+                assert 0 <= top <= row
+                assert np.array_equal(np.concatenate(list(below)), whole[top:])
