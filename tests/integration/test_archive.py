@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 import core
 from bench.archive import Killed, MemoryStorage
-from handler import jobs
+from handler import batch_job, jobs
 from handler.archive import __main__ as command
 from handler.archive import document, part, planning, submission
 from handler.archive.document import MADE_FROM
@@ -299,3 +300,55 @@ def test_an_archive_in_s3_by_the_real_network(seaweedfs_bucket: tuple[str, str],
         assert store.get(result)[0] == core.upscale(content).data
     assert {row["error"] for row in manifest(store).values()} == {"", "unreadable_image"}
     assert archive(store, settings, "scans", "upscaled") == command.FAILED
+
+
+def test_parts_are_submitted_to_batch_so_many_at_a_time(
+    store: LocalStorage,
+    tmp_path: Path,
+    quick: list[Path],
+    batch: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batch is moto's server, which takes jobs and runs none: the test runs what it was told to run."""
+    monkeypatch.setattr(command, "POLL_BATCH", 0.0)
+    monkeypatch.setattr(planning, "MOST_PICTURES", 2)
+    settings = configured(tmp_path, bucket="b", **batch)
+    wanted = fill(store, 9)
+    client = boto3.client("batch")
+    run: set[str] = set()
+    most, stops = 0, 0
+
+    def containers() -> list[list[str]]:
+        found = client.list_jobs(jobQueue=batch["batch_queue"], filters=[{"name": "JOB_NAME", "values": ["*"]}])
+        ids = [one["jobId"] for one in found["jobSummaryList"]]
+        return [one["container"]["command"] for one in client.describe_jobs(jobs=ids)["jobs"]] if ids else []
+
+    def between() -> bool:
+        """What happens between two steps of the command: a container ends; once, the command is stopped."""
+        nonlocal most, stops
+        asked = [words[-1] for words in containers()]
+        assert len(asked) == len(set(asked)), "submitted once"
+        waiting = [id for id in asked if id not in run]
+        most = max(most, len(waiting))
+        if len(waiting) == 2:
+            run.add(waiting[0])
+            assert batch_job.run(store, settings, waiting[0], threading.Event()) == batch_job.ENDED
+            stops += 1
+            return stops == 2
+        if len(asked) == 5:  # the last ones
+            for id in waiting:
+                run.add(id)
+                batch_job.run(store, settings, id, threading.Event())
+        return False
+
+    given = command.parser().parse_args(["scans", "out", "--at-once", "2", "--rate", "60"])
+    with pytest.raises(submission.Interrupted):
+        command.run(store, settings, given, between)
+    before = len(containers())
+    assert before < 5
+    assert command.run(store, settings, given, between) == command.DONE
+    assert most == 2
+    assert len(run) == len(containers()) == 5
+    assert all(words[:4] == ["python", "-m", "handler.batch_job", "--job"] for words in containers())
+    assert {row["result"] for row in manifest(store).values()} == set(wanted.values())
+    assert len(quick) == 9
