@@ -112,6 +112,13 @@ class Settings(BaseSettings):
         "Not used in local mode",
     )
 
+    fetch_urls: Literal["", "none", "public", "all"] = Field(
+        default="",
+        description="none, public or all: URLs of pictures that are fetched for callers; all: private and loopback "
+        "addresses too, which lets callers reach what only this machine can reach; empty: public in local mode, "
+        "none in AWS",
+    )
+
     # How pictures are made larger
     model: str = Field(default="", description="model used when a request names none; empty: the core's default")
     models_dir: str = Field(
@@ -227,6 +234,11 @@ class Settings(BaseSettings):
     def response_limit(self) -> int | None:
         """Bytes that a response may carry, None without a limit (local mode)."""
         return None if self.local else self.max_response_bytes
+
+    @property
+    def fetched_urls(self) -> Literal["none", "public", "all"]:
+        """`fetch_urls`, by the mode where it is empty."""
+        return self.fetch_urls or ("public" if self.local else "none")
 
     @property
     def api_keys(self) -> tuple[str, ...]:

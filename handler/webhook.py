@@ -15,7 +15,7 @@ and the three of Standard Webhooks, for which there are ready verifiers in many 
 The receiver computes the signature over the bytes that it got (see `verify`), compares in constant time and refuses
 timestamps that are minutes old. Any 2xx answer is a delivery.
 
-The address is the client's choice: see `safe_post` for what is not called.
+The address is the client's choice: see `safe_http` for what is not called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from functools import partial
 from pydantic import JsonValue
 
 from handler.jobs import Clock, Job, WebhookState, change, utc_now, webhook_due
-from handler.safe_post import Refused, Resolver, post, resolve
+from handler.safe_http import Refused, Resolver, post, resolve
 from handler.settings import Settings
 from handler.storage import NotFound, Storage, StorageError
 

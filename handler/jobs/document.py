@@ -186,7 +186,8 @@ class Request(_Document):
     content_type: str = Field(description="Media type of the file.", examples=["image/jpeg"])
     bytes: int | None = Field(default=None, ge=1, description="Size of the file, the most that the upload link takes.")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="By the names of the query options.")
-    webhook: str | None = Field(default=None, description="URL called once on the final state.")
+    webhook: str | None = Field(default=None, description="URL called on the final state.")
+    source: str | None = Field(default=None, description="URL of the picture, or the picture; null: it is uploaded.")
 
 
 class Job(_Document):

@@ -89,7 +89,7 @@ def put(
             updated=now,
             expires=now + ttl,
             owner=owner,
-            request_hash=_hash(request.model_dump(mode="json")),
+            request_hash=_hash(request.model_dump(mode="json", exclude=None if request.source else {"source"})),
             revision=uuid.uuid4().hex,
         ),
     )

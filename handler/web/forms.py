@@ -1,28 +1,49 @@
-"""The picture of a request and its options: a multipart form, or the picture itself as the body."""
+"""The picture of a request and its options: a multipart form, the picture itself as the body, or JSON."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from tempfile import SpooledTemporaryFile
 from urllib.parse import unquote_to_bytes
 
+import anyio.to_thread
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 import core
-from handler.web import problems
+from handler.web import problems, sources
 from handler.web.problems import Problem
+from handler.web.service import Service
 
 #: What a part with a picture may be called.
 PARTS = ("file", "image")
 #: A file name as RFC 8187 encodes it, which the parser passes over.
 _ENCODED_NAME = re.compile(rb"filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
-#: Bytes of an upload that are kept in memory; more are on disk.
-_IN_MEMORY = 1 << 20
+
+
+@asynccontextmanager
+async def receive_picture(
+    request: Request, service: Service
+) -> AsyncIterator[tuple[UploadFile, list[tuple[str, object]]]]:
+    """As `receive_form`; the picture may also be in JSON, or lie where that says.
+
+    Raises:
+        Problem: also for a picture that cannot be fetched.
+    """
+    if _kind(request) != "application/json":
+        async with receive_form(request) as (file, fields):
+            yield file, list(fields)
+        return
+    with _room():
+        file, named = await _json(request, service)
+    try:
+        yield file, list(named.items())
+    finally:
+        await file.close()
 
 
 @asynccontextmanager
@@ -35,16 +56,14 @@ async def receive_form(request: Request) -> AsyncIterator[tuple[UploadFile, list
     Raises:
         Problem: neither a form nor a picture, malformed, cut off, none or several pictures, or too large.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
+    kind = _kind(request)
+    with _room():
         if kind == "multipart/form-data":
             form = await _form(request)
         elif kind.startswith("image/") or kind == "application/octet-stream":
             form = FormData([("file", await _body(request))])
         else:
             raise Problem("unsupported_media_type")
-    except OSError as error:  # where large uploads lie
-        raise Problem("storage_unavailable", "there is no room for uploads at the moment") from error
     try:
         files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         files = [(name, part) for name, part in files if part.filename or part.size]  # a form sent with none chosen
@@ -57,6 +76,19 @@ async def receive_form(request: Request) -> AsyncIterator[tuple[UploadFile, list
         yield files[0][1], fields
     finally:
         await form.close()
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Where large uploads lie there may be no room."""
+    try:
+        yield
+    except OSError as error:
+        raise Problem("storage_unavailable", "there is no room for uploads at the moment") from error
 
 
 class _Parser(MultiPartParser):
@@ -79,6 +111,16 @@ class _Parser(MultiPartParser):
         self.whole = True
 
 
+async def _json(request: Request, service: Service) -> tuple[UploadFile, dict[str, object]]:
+    """The picture that JSON names or holds, and its other fields."""
+    body = await _body(request)
+    try:
+        source, fields = await anyio.to_thread.run_sync(sources.parse, body.file, limiter=service.json)
+    finally:
+        await body.close()
+    return await sources.receive(request, service, source), fields
+
+
 async def _form(request: Request) -> FormData:
     async with aclosing(request.stream()) as stream:
         parser = _Parser(request.headers, stream, max_files=2, max_fields=20, max_part_size=8192)
@@ -99,7 +141,7 @@ async def _body(request: Request) -> UploadFile:
     """The body of a request that is the picture itself."""
     _, options = parse_options_header(request.headers.get("content-disposition"))
     name = options.get(b"filename", b"").decode(errors="replace")
-    file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - the upload closes it
+    file = SpooledTemporaryFile(max_size=sources.IN_MEMORY)  # noqa: SIM115 - the upload closes it
     upload = UploadFile(file, size=0, filename=name, headers=request.headers)  # type: ignore[arg-type]
     try:
         async for piece in request.stream():
@@ -111,15 +153,15 @@ async def _body(request: Request) -> UploadFile:
     return upload
 
 
-def merge_options(query: list[tuple[str, str]], fields: list[tuple[str, str]]) -> dict[str, str]:
-    """Options from the query and from the form.
+def merge_options(query: Sequence[tuple[str, object]], fields: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Options from the query and from the form or JSON.
 
     Raises:
         core.OptionsError.
     """
-    merged: dict[str, str] = {}
+    merged: dict[str, object] = {}
     for name, value in [*query, *fields]:
         if name in merged:
-            raise core.OptionsError(f"{name[:100]} is given twice: give it once, in the query or in the form")
+            raise core.OptionsError(f"{name[:100]} is given twice: give it once, in the query or in the body")
         merged[name] = value
     return merged

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a form besides the picture, and of a JSON body.
 OVERHEAD = 64 * 1024
+#: Bytes of a JSON body that may hold a picture, which takes memory; and the paths that take one.
+JSON_PICTURE = 8 << 20
+_PICTURES = ("/upscale", "/preview")
 #: Requests of one client without the right key.
 GUESSES = "20/minute"
 #: Open to everybody: they do no work, or carry a separate signature.
@@ -110,7 +113,9 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             check(scope, headers)
             if scope["method"] == "HEAD" and not scope["path"].startswith((_STATIC, _SIGNED)):
                 scope = {**scope, "method": "GET"}  # the server leaves out the body
-            await app(scope, _limited(receive, headers, settings.max_upload_bytes), send_and_note)
+            await app(
+                scope, _limited(receive, headers, *_most(scope, headers, settings.max_upload_bytes)), send_and_note
+            )
         except Exception as error:
             problem = problems.problem_of(error)
             if problem is None:
@@ -123,17 +128,25 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     return outer
 
 
-def _limited(receive: Receive, headers: Headers, max_upload: int) -> Receive:
+def _most(scope: Scope, headers: Headers, max_upload: int) -> tuple[int, str]:
+    """Bytes that a body may have, and what is said where it has more."""
+    kind = headers.get("content-type", "").lower()
+    if kind.startswith(("multipart/form-data", "image/", "application/octet")):
+        return max_upload + OVERHEAD, f"the input is over the limit of {max_upload:,} bytes"
+    if scope["path"].removeprefix(scope.get("root_path", "")) in _PICTURES:
+        most = min(JSON_PICTURE, max_upload * 4 // 3 + OVERHEAD)
+        return most, f"the JSON is over the limit of {most:,} bytes: send larger pictures as a multipart form"
+    return OVERHEAD, f"the input is over the limit of {OVERHEAD:,} bytes: send larger pictures to /upscale"
+
+
+def _limited(receive: Receive, headers: Headers, most: int, limit: str) -> Receive:
     """A `receive` that raises as soon as the body is too large, whatever Content-Length says.
 
     Raises:
         Problem: too_large, at once where the length is declared.
     """
-    form = headers.get("content-type", "").lower().startswith(("multipart/form-data", "image/", "application/octet"))
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem("unsupported_media_type", "send the body as it is, without Content-Encoding")
-    most = max_upload + OVERHEAD if form else OVERHEAD
-    limit = f"the input is over the limit of {max_upload if form else OVERHEAD:,} bytes"
     declared = headers.get("content-length", "").lstrip("0")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > most):
         raise Problem("too_large", limit)

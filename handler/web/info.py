@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 
 import core
 from core import model_folder, models
 from handler import options, routing
 from handler.jobs import Estimate
+from handler.web import sources
 from handler.web.problems import Problem, documented
-from handler.web.schemas import JSON_CODES, EstimateRequest, Health, ModelInfo
+from handler.web.schemas import JSON_CODES, PICTURE_CODES, EstimateBody, EstimateRequest, Health, ModelInfo
 from handler.web.service import Service, Shared
 
 router = APIRouter()
@@ -23,12 +25,23 @@ router = APIRouter()
     summary="What a picture would take",
     tags=["upscale"],
     response_model=Estimate,
-    responses=documented(*JSON_CODES, "too_large", "bad_options"),
+    responses=documented(*JSON_CODES, *PICTURE_CODES, "bad_options"),
 )
-def estimate(service: Shared, wanted: EstimateRequest) -> Estimate:
-    """Where the work would run, its seconds, memory, and cost, and the size of the result."""
+async def estimate(request: Request, service: Shared, wanted: EstimateBody) -> Estimate:
+    """Where the work would run, its seconds, memory, and cost, and the size of the result.
+
+    Of a picture of this size, or of the one that lies at a `url`.
+    """
     asked = options.parse(wanted.options.model_dump(exclude_none=True), service.settings)
-    return routing.plan(core.Probe("png", wanted.width, wanted.height, 0, ""), asked, service.settings)
+    if isinstance(wanted, EstimateRequest):
+        picture = core.Probe("png", wanted.width, wanted.height, 0, "")
+    else:
+        file = await sources.receive(request, service, wanted)
+        try:
+            picture = await run_in_threadpool(core.probe, file.file, options.limits(service.settings))
+        finally:
+            await file.close()
+    return await run_in_threadpool(routing.plan, picture, asked, service.settings)
 
 
 @router.get("/models", summary="Models by name", tags=["upscale"], responses=documented())

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 import core
 from core.formats import MEDIA_TYPES
 from handler import batch, jobs, options, routing, upload_queue, webhook
 from handler.jobs import Job, State
-from handler.safe_post import check_url
+from handler.safe_http import Refused, check_url
 from handler.storage import NotFound
 from handler.turns import LEAST_SECONDS
+from handler.web import sources
 from handler.web.problems import Problem, documented
-from handler.web.schemas import JSON_CODES, LOCATION, JobId, JobRequest, JobView
+from handler.web.schemas import JSON_CODES, LOCATION, PICTURE_CODES, JobBody, JobId, JobOfPicture, JobRequest, JobView
 from handler.web.service import Service, Shared, client_of
 from handler.web.views import find, result_url, view
+from handler.workspace import workspace
 
 router = APIRouter(tags=["jobs"])
 
@@ -37,15 +42,19 @@ REPORT_SECONDS = 25.0
     response_model=JobView,
     responses={
         201: {"headers": LOCATION},
-        **documented(*JSON_CODES, "too_large", "bad_options", "bad_webhook"),
+        **documented(*JSON_CODES, *PICTURE_CODES, "bad_options", "bad_webhook"),
     },
 )
-def create_job(request: Request, service: Shared, wanted: JobRequest) -> Response:
+async def create_job(request: Request, service: Shared, wanted: JobBody) -> Response:
     """The job waits for its file. Send the file to `upload`: a form with its fields first, then the part `file`.
 
     The estimate is null unless `width` and `height` of the picture are given; it is made when the file is there.
+
+    With the picture's `url`, or the picture itself as `image`, there is nothing to upload: the job is queued.
     """
-    return _put(request, service, jobs.new_id(), wanted, "jobs/")
+    if isinstance(wanted, JobOfPicture):
+        return await _put_picture(request, service, jobs.new_id(), wanted, "jobs/")
+    return await run_in_threadpool(_put, request, service, jobs.new_id(), wanted, "jobs/")
 
 
 @router.put(
@@ -56,12 +65,14 @@ def create_job(request: Request, service: Shared, wanted: JobRequest) -> Respons
     responses={
         200: {"description": "The job was there already.", "headers": LOCATION, "model": JobView},
         201: {"headers": LOCATION},
-        **documented(*JSON_CODES, "conflict", "too_large", "bad_options", "bad_webhook", "invalid_id"),
+        **documented(*JSON_CODES, *PICTURE_CODES, "conflict", "bad_options", "bad_webhook", "invalid_id"),
     },
 )
-def create_job_with_id(request: Request, service: Shared, id: JobId, wanted: JobRequest) -> Response:
+async def create_job_with_id(request: Request, service: Shared, id: JobId, wanted: JobBody) -> Response:
     """As `POST /jobs`, and safe to repeat: the same request again is the same job, another request is a 409."""
-    return _put(request, service, id, wanted, "")
+    if isinstance(wanted, JobOfPicture):
+        return await _put_picture(request, service, id, wanted, "")
+    return await run_in_threadpool(_put, request, service, id, wanted, "")
 
 
 def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder: str) -> Response:
@@ -70,8 +81,7 @@ def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder
     asked = options.parse(wanted.options.model_dump(exclude_none=True), settings)
     if wanted.bytes is not None and wanted.bytes > settings.max_upload_bytes:
         raise Problem("too_large", f"the input is over the limit of {settings.max_upload_bytes:,} bytes")
-    if wanted.webhook is not None:
-        check_url(wanted.webhook, allow_private=settings.webhook_allow_private)
+    _check_webhook(service, wanted.webhook)
     plan = None
     if wanted.width is not None and wanted.height is not None:
         media_types = {media: format for format, media in MEDIA_TYPES.items()}
@@ -83,6 +93,60 @@ def _put(request: Request, service: Service, id: str, wanted: JobRequest, folder
     job, new = jobs.put(service.storage, id, wanted.as_request(), ttl=service.ttl, estimate=plan, owner=owner)
     shown = view(request, service, job, upload=True)
     return JSONResponse(shown, 201 if new else 200, {"Location": f"{folder}{job.id}"})
+
+
+async def _put_picture(request: Request, service: Service, id: str, wanted: JobOfPicture, folder: str) -> Response:
+    """Make a job and fetch its picture, or find it."""
+    _check_webhook(service, wanted.webhook)
+    service.check_jobs(client_of(request))
+    owner = client_of(request)
+    if await run_in_threadpool(_is_here, service, id):
+        arguments = {"ttl": service.ttl, "owner": owner}
+        job, new = await run_in_threadpool(jobs.put, service.storage, id, wanted.as_request(), **arguments)
+    else:
+        file = await sources.receive(request, service, wanted)
+        try:
+            job, new = await run_in_threadpool(_take, service, owner, id, wanted, file)
+        finally:
+            await file.close()
+    shown = await run_in_threadpool(view, request, service, job)
+    return JSONResponse(shown, 201 if new else 200, {"Location": f"{folder}{job.id}"})
+
+
+def _is_here(service: Service, id: str) -> bool:
+    """Whether there is a job of this id and its picture has come: nothing is fetched twice."""
+    try:
+        return jobs.get(service.storage, id).state is not State.AWAITING_UPLOAD
+    except NotFound:
+        return False
+
+
+def _take(service: Service, owner: str, id: str, wanted: JobOfPicture, file: UploadFile) -> tuple[Job, bool]:
+    """Check a picture that is here, and queue a job for it."""
+    settings = service.settings
+    asked = options.parse(wanted.options.model_dump(exclude_none=True), settings)
+    header = core.probe(file.file, options.limits(settings))
+    plan = routing.plan(header, asked, settings)
+    service.check_jobs(owner, plan.seconds)
+    job, new = jobs.put(service.storage, id, wanted.as_request(), ttl=service.ttl, estimate=plan, owner=owner)
+    with workspace() as place:
+        path = place / "input"
+        file.file.seek(0)
+        with path.open("wb") as target:
+            shutil.copyfileobj(file.file, target)
+        service.storage.upload(path, job.input.key, job.input.content_type)
+    if settings.local:  # in AWS the upload itself is the event that starts the job
+        job = jobs.uploaded(service.storage, job.id, size=header.bytes, width=header.width, height=header.height)
+        service.start(job.id)
+    return job, new
+
+
+def _check_webhook(service: Service, url: str | None) -> None:
+    if url is not None:
+        try:
+            check_url(url, allow_private=service.settings.webhook_allow_private)
+        except Refused as refused:
+            raise Problem("bad_webhook", f"webhook: {refused}") from None
 
 
 @router.get(

@@ -12,9 +12,9 @@ from core import preview
 from core.preview import Preview
 from handler import options
 from handler.jobs import Job, State
-from handler.web.forms import receive_form
+from handler.web.forms import receive_picture
 from handler.web.problems import Problem, documented
-from handler.web.schemas import JobId
+from handler.web.schemas import PICTURE_CODES, JobId, picture_body
 from handler.web.service import Service, Shared
 from handler.web.views import find
 from handler.workspace import workspace
@@ -34,19 +34,6 @@ _RESPONSE: dict[int | str, dict[str, Any]] = {
         },
     }
 }
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "The picture."}},
-                "additionalProperties": False,
-            }
-        }
-    },
-}
 
 
 @router.post(
@@ -56,21 +43,13 @@ _FORM = {
     response_class=Response,
     responses={
         **_RESPONSE,
-        **documented(
-            "malformed_request",
-            "no_file",
-            "several_files",
-            "unreadable_image",
-            "too_large",
-            "unsupported_media_type",
-            "bad_request",
-        ),
+        **documented(*PICTURE_CODES, "bad_request"),
     },
-    openapi_extra={"requestBody": _FORM},
+    openapi_extra={"requestBody": picture_body(options=False)},
 )
 async def preview_file(request: Request, service: Shared) -> Response:
     """For what a browser cannot show, such as TIFF. Send the picture as the part `file` of a multipart form."""
-    async with receive_form(request) as (file, fields), service.previews.enter(1):
+    async with receive_picture(request, service) as (file, fields), service.previews.enter(1):
         if fields:
             raise Problem("bad_request", f"there is no field {fields[0][0][:100]!r}: a preview has no options")
         made = await run_in_threadpool(preview.preview, file.file, options.limits(service.settings))

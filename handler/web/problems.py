@@ -18,12 +18,14 @@ from starlette.routing import BaseRoute, Match
 
 import core
 from core.formats import READABLE
-from handler import jobs, safe_post, storage
+from handler import jobs, storage
 from handler.options import describe
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+#: How bodies that come in two kinds are told apart: pydantic names the kind in where it finds an error.
+BODY_KINDS = OF_PICTURE, OF_NUMBERS = ("of a picture", "of numbers")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ CODES: Mapping[str, Code] = {
     ),
     "too_large": Code(413, "the input is over the limit of 209,715,200 bytes", "Too many bytes or pixels."),
     "unsupported_media_type": Code(
-        415, "send a multipart/form-data form with the picture as the part 'file'", "Not of the type expected."
+        415,
+        "send a multipart/form-data form with the picture as the part 'file', or JSON with its 'url'",
+        "Not of the type expected.",
     ),
     "bad_options": Code(
         422, "scale must be more than 1 and at most 8, not 9", "Unknown options, bad values, or a contradiction."
@@ -82,6 +86,10 @@ CODES: Mapping[str, Code] = {
     "bad_request": Code(422, "width: field required", "A parameter or a field is missing or wrong."),
     "invalid_id": Code(
         422, "a job's id is a UUID, such as 6f9619ff-8b86-4011-b42d-00c04fc964ff, in lower case", "Not a UUID."
+    ),
+    "bad_url": Code(422, "url: the URL leads to a private address", "A URL that is not fetched, or no URL."),
+    "not_fetched": Code(
+        422, "url: the server answered 404", "The server that the URL names does not give a file, or not in time."
     ),
     "bad_webhook": Code(422, "the webhook must be an http or https URL", "A webhook that will not be called."),
     "rate_limited": Code(429, "at most 60 requests a minute: try again in 12 s", "Slow down; see Retry-After."),
@@ -155,7 +163,6 @@ DETAIL_SHOWN: tuple[tuple[type[Exception], str], ...] = (
     (jobs.IllegalTransition, "already_final"),
     (storage.LinkRefused, "link_refused"),
     (storage.InvalidKey, "bad_request"),
-    (safe_post.Refused, "bad_webhook"),
 )
 #: Those whose line names things that are not the client's business.
 DETAIL_HIDDEN: tuple[tuple[type[Exception], str], ...] = (
@@ -184,7 +191,7 @@ def problem_of(error: Exception) -> Problem | None:
 
 def _invalid(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
-    where, *path = (str(part) for part in first["loc"])
+    where, *path = (str(part) for part in first["loc"] if part not in BODY_KINDS)
     if first["type"] == "json_invalid":
         return Problem("malformed_request", "the body is not JSON")
     if where == "body" and not path and isinstance(error.body, bytes):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
+from pydantic.json_schema import SkipJsonSchema
 
 from core.formats import READABLE
 from handler import jobs
 from handler.names import file_name
 from handler.options import RequestOptions
+from handler.web.problems import OF_NUMBERS, OF_PICTURE
 
 #: Headers that a page of another origin may read.
 EXPOSED = (
@@ -51,27 +54,53 @@ UPSCALE_HEADERS = {
 LOCATION = {"Location": {"description": "Where it is; may be relative to this URL.", "schema": {"type": "string"}}}
 #: What can be wrong with any JSON body.
 JSON_CODES = ("malformed_request", "unsupported_media_type", "bad_request")
-#: OpenAPI: the body of POST /upscale.
-UPSCALE_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": f"The picture: {READABLE}.",
-                    },
-                    **RequestOptions.model_json_schema()["properties"],
-                },
-                "additionalProperties": False,
-            }
-        }
-    },
-}
+#: What can be wrong with a picture, in whatever way it is sent.
+PICTURE_CODES = (
+    "malformed_request",
+    "no_file",
+    "several_files",
+    "unreadable_image",
+    "too_large",
+    "unsupported_media_type",
+    "bad_url",
+    "not_fetched",
+)
+
+
+class PictureSource(BaseModel):
+    """A picture by its URL, or in itself: exactly one of `url` and `image`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Where the picture lies, http or https; it is fetched, unless the service is set up not to. "
+        "Or a data: URI.",
+        json_schema_extra={"minLength": 1},
+    )
+    image: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The picture itself, as a data: URI or as base64.",
+        json_schema_extra={"minLength": 1},
+    )
+    filename: str | SkipJsonSchema[None] = Field(
+        default=None, description="Name of the picture's file, for that of the result.", examples=["photo.jpg"]
+    )
+
+
+def picture_body(options: bool) -> dict[str, Any]:
+    """OpenAPI: a body with a picture, and with options for it or not."""
+    more = RequestOptions.model_json_schema()["properties"] if options else {}
+    file = {"type": "string", "format": "binary", "description": f"The picture: {READABLE}."}
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **more}, "additionalProperties": False}
+    named = PictureSource.model_json_schema()["properties"]
+    json = {"type": "object", "properties": {**named, **more}, "additionalProperties": False}
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": json}},
+    }
+
+
 JobId = Annotated[
     str, PathParameter(description="UUID of the job, in lower case.", json_schema_extra={"format": "uuid"})
 ]
@@ -113,6 +142,34 @@ class JobRequest(BaseModel):
         )
 
 
+class JobOfPicture(PictureSource):
+    """A picture by its URL or in itself, and what to make of it. The job needs no upload."""
+
+    options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
+    webhook: str | None = Field(
+        default=None, max_length=2000, description="URL that is called with POST on the final state."
+    )
+
+    def as_request(self) -> jobs.Request:
+        """The part that makes the job what it is."""
+        path = urlsplit(self.url or "").path if not (self.url or "").startswith("data:") else ""
+        return jobs.Request(
+            filename=file_name(self.filename or unquote(path)),
+            content_type="application/octet-stream",
+            options=self.options.model_dump(exclude_none=True),
+            webhook=self.webhook,
+            source=self.url or self.image,
+        )
+
+
+class EstimateOfPicture(PictureSource):
+    """A picture by its URL or in itself, and what would be made of it."""
+
+    options: RequestOptions = Field(
+        default=RequestOptions(), description="What would be made.", examples=[{"scale": 2}]
+    )
+
+
 class EstimateRequest(BaseModel):
     """A picture's size, and what would be made of it."""
 
@@ -123,6 +180,20 @@ class EstimateRequest(BaseModel):
     options: RequestOptions = Field(
         default=RequestOptions(), description="What would be made.", examples=[{"scale": 2}]
     )
+
+
+def _kind(body: Any) -> str:
+    """Which of two models a body is meant to be."""
+    given = body if isinstance(body, dict) else body.__dict__ if isinstance(body, BaseModel) else {}
+    return OF_PICTURE if given.keys() & {"url", "image"} else OF_NUMBERS
+
+
+JobBody = Annotated[
+    Annotated[JobRequest, Tag(OF_NUMBERS)] | Annotated[JobOfPicture, Tag(OF_PICTURE)], Discriminator(_kind)
+]
+EstimateBody = Annotated[
+    Annotated[EstimateRequest, Tag(OF_NUMBERS)] | Annotated[EstimateOfPicture, Tag(OF_PICTURE)], Discriminator(_kind)
+]
 
 
 class Upload(BaseModel):

@@ -28,6 +28,9 @@ CHECK_SECONDS = 2.0
 DOWNLOADS = 4
 #: Previews that may wait for the one in work.
 PREVIEWS = 16
+#: Pictures that are fetched by their URL at the same time, and that may wait for that: no more threads hang on servers
+#: of strangers.
+FETCHES, FETCHES_WAITING = 4, 16
 
 
 class Service:
@@ -44,6 +47,8 @@ class Service:
         queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
         limiter: pictures that are answered with the result itself.
         previews: previews; each holds a whole picture in memory, so one at a time.
+        fetches: pictures that are fetched by their URL.
+        json: the thread that reads JSON bodies with pictures in them, which takes memory: one at a time.
     """
 
     def __init__(self, settings: Settings, storage: Storage | None, start: Callable[[str], None]) -> None:
@@ -52,6 +57,8 @@ class Service:
         self.queued: Callable[[], list[Turn]] = list
         self.limiter = ConcurrencyLimiter(settings.max_concurrency, settings.queue_seconds)
         self.previews = ConcurrencyLimiter(1, PREVIEWS, express=0)
+        self.fetches = ConcurrencyLimiter(FETCHES, FETCHES_WAITING / FETCHES, express=0)
+        self.json = CapacityLimiter(1)
         self.stopping = threading.Event()
         self.downloads = CapacityLimiter(DOWNLOADS)
         self._given = storage

@@ -26,9 +26,9 @@ from handler.jobs import Backend, Estimate, Job
 from handler.names import MAX_NAME, content_disposition, file_name, without_folders
 from handler.options import RequestOptions
 from handler.web import preferences
-from handler.web.forms import merge_options, receive_form
+from handler.web.forms import merge_options, receive_picture
 from handler.web.problems import documented
-from handler.web.schemas import LOCATION, UPSCALE_FORM, UPSCALE_HEADERS, JobView
+from handler.web.schemas import LOCATION, PICTURE_CODES, UPSCALE_HEADERS, JobView, picture_body
 from handler.web.service import Service, Shared, client_of
 from handler.web.views import view
 from handler.workspace import workspace
@@ -52,16 +52,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The picture is too large for a response, and lies where this leads.",
         "headers": {**UPSCALE_HEADERS, **LOCATION},
     },
-    **documented(
-        "malformed_request",
-        "no_file",
-        "several_files",
-        "unreadable_image",
-        "too_large",
-        "unsupported_media_type",
-        "bad_options",
-        "out_of_memory",
-    ),
+    **documented(*PICTURE_CODES, "bad_options", "out_of_memory"),
 }
 
 
@@ -70,7 +61,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     summary="Make one picture larger",
     response_class=Response,
     responses=_RESPONSES,
-    openapi_extra={"requestBody": UPSCALE_FORM},
+    openapi_extra={"requestBody": picture_body(options=True)},
 )
 async def upscale(
     request: Request,
@@ -88,6 +79,8 @@ async def upscale(
 ) -> Response:
     """Send the picture as the part `file` of a multipart form; options go in the query or in the form.
 
+    Or send JSON with the options and the picture's `url`, or the picture itself as `image`.
+
     The answer is the larger picture, with the name to save it under. Where the work would take too long, it is a
     job instead; where the picture is too large for a response, a redirect to it.
     """
@@ -95,7 +88,7 @@ async def upscale(
     client = client_of(request)
     if not wants_job:
         service.limiter.check(client)  # before the body is read
-    async with receive_form(request) as (file, fields):
+    async with receive_picture(request, service) as (file, fields):
         given = merge_options(request.query_params.multi_items(), fields)
         if "format" not in given and (format := preferences.accepted(accept)):
             given["format"] = format

@@ -163,7 +163,7 @@ def test_nothing_to_send(store: LocalStorage) -> None:
 def test_a_failed_delivery_is_noted_and_not_repeated(store: LocalStorage) -> None:
     id = ended_job(store, "http://127.0.0.1/")
     outcome = deliver_once(store, id, SECRET)
-    assert outcome == DeliveryOutcome(False, None, 1, "a webhook must not go to a private address")
+    assert outcome == DeliveryOutcome(False, None, 1, "the URL leads to a private address")
     hook = jobs.get(store, id).webhook
     assert hook is not None
     assert (hook.state, hook.error) == ("failed", outcome.error)

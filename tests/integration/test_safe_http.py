@@ -1,4 +1,4 @@
-"""Where a webhook is sent, and where it is not: servers that hold us, redirects, addresses, TLS."""
+"""Which addresses are called, and which are not: servers that hold us, redirects, addresses, TLS."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from handler import safe_post
-from handler.safe_post import Refused, check_url, is_public
+from handler import safe_http
+from handler.safe_http import Refused, check_url, is_public
 from handler.webhook import DeliveryOutcome, deliver, verify
 from tests.integration.receiver import Receiver
 
@@ -110,13 +110,13 @@ def test_redirects_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["ftp://example.com/", "file:///etc/passwd", "gopher://x/", "http://u:p@x/", "http://x:0/"]
+    "target", ["ftp://example.com/", "file:///etc/passwd", "gopher://x/", "http://u:p@x/", "http://x:0/", "http://["]
 )
 def test_redirects_to_what_is_not_called(target: str) -> None:
     with Receiver((307, {"Location": target})) as server:
         outcome = call(server.url)
     assert not outcome.delivered
-    assert "webhook's URL" in outcome.error
+    assert "URL" in outcome.error
 
 
 # Addresses
@@ -186,7 +186,7 @@ def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_private_addresses(address: str) -> None:
     for addresses in ([address], ["1.1.1.1", address], [address, "1.1.1.1"]):
         outcome = call("http://hook.example/", allow_private=False, resolve=lambda *_, found=addresses: found)
-        assert outcome == DeliveryOutcome(False, None, 1, "a webhook must not go to a private address")
+        assert outcome == DeliveryOutcome(False, None, 1, "the URL leads to a private address")
 
 
 @pytest.mark.usefixtures("no_connections")
@@ -198,13 +198,13 @@ def test_spellings_of_this_machine(host: str) -> None:
     outcome = call(f"http://{host}/", allow_private=False, attempts=1)
     assert not outcome.delivered
     # Some resolvers do not know all of these spellings.
-    assert outcome.error in ("a webhook must not go to a private address", "no answer: gaierror")
+    assert outcome.error in ("the URL leads to a private address", "no answer: gaierror")
 
 
 @pytest.fixture
 def one_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 127.0.0.1 play a public address, and 127.0.0.2 the private network behind."""
-    monkeypatch.setattr(safe_post, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(safe_http, "is_public", lambda address: address == "127.0.0.1")
 
 
 NAMES = {"public.example": "127.0.0.1", "private.example": "127.0.0.2"}
@@ -222,7 +222,7 @@ def test_redirects_to_private_addresses(host: str) -> None:
                 resolve=lambda host, _: [NAMES.get(host, host)],
             )
         assert len(outside.requests) == len(first.requests) == 1
-    assert outcome == DeliveryOutcome(False, None, 1, "a webhook must not go to a private address")
+    assert outcome == DeliveryOutcome(False, None, 1, "the URL leads to a private address")
     assert inside.requests == []
 
 
