@@ -154,7 +154,7 @@ class Workers:
                 self._put(job)
             elif job.state is State.AWAITING_UPLOAD:
                 self._queue_if_uploaded(job)
-            elif jobs.webhook_due(job):
+            elif jobs.webhook_due(job, now) and webhook.under_way() < webhook.AT_ONCE:
                 webhook.notify(self._storage, self._settings, job)
 
     def _owner_is_dead(self, job: Job) -> bool:

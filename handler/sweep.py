@@ -2,8 +2,8 @@
 
 A worker that dies in Lambda, an event that is lost, a quota of no machines: none of them reports itself. So every
 quarter of an hour each job document that was last written since the sweep before (and not in the last minutes) is read
-once. What has ended is forgotten then, unless its webhook was never sent; what has not is kept in mind until it has,
-with the time of the next look at it. That costs a listing, and one read for each job.
+once. What has ended is forgotten then, unless its webhook waits for an answer; what has not is kept in mind until it
+has, with the time of the next look at it. That costs a listing, and one read for each job.
 
 `verdict` says what is to be done with one job, and touches nothing.
 """
@@ -246,8 +246,11 @@ def _treat(
     match found:
         case Forget():
             open_.pop(job.id, None)
-            if jobs.webhook_due(job):  # whoever ended it died before it reported that
+            # Its receiver did not answer, or its sender died.
+            if jobs.webhook_due(job, around.now) and webhook.under_way() < webhook.AT_ONCE:
                 counts["reported"] += webhook.notify(storage, settings, job) is not None
+            if job.webhook and job.webhook.state in (jobs.WebhookState.WAITING, jobs.WebhookState.SENDING):
+                open_[job.id] = job.webhook.next or around.now
         case Wait(until):
             open_[job.id] = until
         case Start(why):

@@ -1,4 +1,8 @@
-"""Report to a URL, once, that a job has reached its final state; never delay or fail the job for it.
+"""Report to a URL that a job has reached its final state; never delay or fail the job for it.
+
+A delivery is a few calls within half a minute. Where none is answered, another follows after a minute, and then always
+after as long again as the job has ended, for `REPEATED`: the sweep makes them, or in local mode the janitor. The same
+event may arrive twice (the answer was lost, or the sender died): its webhook-id is the same then.
 
 A call is a POST of JSON with three headers of ours:
 
@@ -31,7 +35,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from urllib.parse import urljoin, urlsplit
 
 from pydantic import JsonValue
 
@@ -47,6 +53,10 @@ PASSING = frozenset({408, 425, 429})
 ATTEMPTS = 4
 #: Seconds that a process waits for its deliveries before it ends or is frozen: a little more than one can take.
 WAIT_SECONDS = 45.0
+#: How long deliveries are repeated that nobody answers, and how long after the first one the second follows.
+REPEATED, FIRST_GAP = timedelta(days=3), timedelta(minutes=1)
+#: Deliveries that a look for those that are due has under way at the same time.
+AT_ONCE = 16
 #: How the names of delivering threads begin.
 _THREAD = "webhook-"
 
@@ -60,12 +70,14 @@ class DeliveryOutcome:
         status: of the last answer, None without one.
         attempts: how often it was tried; a redirect does not count.
         error: one line, empty when delivered.
+        again: whether trying later may help.
     """
 
     delivered: bool
     status: int | None
     attempts: int
     error: str = ""
+    again: bool = False
 
 
 def sign(secret: str, timestamp: int, body: bytes) -> str:
@@ -159,7 +171,29 @@ def deliver(
         error = f"the answer was {status}"
         if status < 500 and status not in PASSING:
             return DeliveryOutcome(False, status, attempt, error)
-    return DeliveryOutcome(False, status, attempts, error)
+    return DeliveryOutcome(False, status, attempts, error, again=True)
+
+
+def event(storage: Storage, settings: Settings, job: Job) -> Mapping[str, JsonValue]:
+    """What is sent of a job: the job, the kind of event, and a link to the result.
+
+    The link needs an address of the service: PUBLIC_URL, or in local mode that of this machine.
+    """
+    link = None
+    if job.output is not None:
+        link = storage.download_link(job.output.key, job.output.name, settings.link_seconds)
+        if not urlsplit(link).netloc:  # of this service itself
+            base = settings.public_url or _own_address(settings)
+            link = urljoin(base.rstrip("/") + "/", link.removeprefix("/")) if base else None
+    return {**job.public(), "type": f"job.{job.state}", "result_url": link}
+
+
+def _own_address(settings: Settings) -> str:
+    """Of local mode for receivers on the same machine; empty where no address leads here for certain."""
+    if settings.host in ("0.0.0.0", "::", "") or not settings.port:  # noqa: S104 - compared, not bound
+        return ""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}{settings.root_path}"
 
 
 def deliver_once(
@@ -172,10 +206,11 @@ def deliver_once(
     clock: Clock = utc_now,
     deliver: Callable[..., DeliveryOutcome] = deliver,
 ) -> DeliveryOutcome | None:
-    """Deliver a final job's webhook unless somebody has begun to; safe to call from anywhere, any number of times.
+    """Deliver a final job's webhook if it is due; safe to call from anywhere, any number of times.
 
-    The beginning is marked on the job by compare-and-swap, then the call is made, then its outcome is written. A
-    process that dies in between leaves "sending": the call is made at most once, and not certainly once.
+    The beginning is marked on the job by compare-and-swap, then the call is made, then its outcome is written: two
+    processes never send at the same time. One that dies in between leaves "sending", and is given up after some
+    minutes: then the event is sent again.
 
     Args:
         storage: where the job is.
@@ -187,16 +222,17 @@ def deliver_once(
         deliver: makes the call; `functools.partial(deliver, attempts=1)` for a caller in a hurry.
 
     Returns:
-        How it ended; None where there is nothing to do: no webhook, not final, begun already, or no such job.
+        How it ended; None where there is nothing to do: no webhook, not final, begun already, not yet time, or no such
+        job.
 
     Raises:
         InvalidId, storage.Unavailable.
     """
 
     def begin(job: Job) -> Job:
-        if not webhook_due(job):
+        if not webhook_due(job, clock()):
             raise _NothingToSend
-        return _with_webhook(job, state=WebhookState.SENDING)
+        return _with_webhook(job, state=WebhookState.SENDING, at=clock(), next=None)
 
     try:
         job = change(storage, id, begin, clock=clock)
@@ -206,14 +242,20 @@ def deliver_once(
         return None
     names = {"X-Upscale-Job": id, "webhook-id": f"msg_{id}"}
     outcome = deliver(job.webhook.url, payload(job), secret, allow_private=allow_private, headers=names)
+    now = clock()
+    ended = job.finished or now
+    again = outcome.again and now < min(ended + REPEATED, job.expires)
+    state = WebhookState.DELIVERED
     if not outcome.delivered:
-        log.warning("webhook of job %s not delivered: %s", id, outcome.error)
+        state = WebhookState.WAITING if again else WebhookState.FAILED
+        log.warning("webhook of job %s not delivered%s: %s", id, " yet" if again else "", outcome.error)
     news = {
-        "state": WebhookState.DELIVERED if outcome.delivered else WebhookState.FAILED,
-        "attempts": outcome.attempts,
+        "state": state,
+        "attempts": job.webhook.attempts + outcome.attempts,
         "status": outcome.status,
         "error": outcome.error,
-        "at": clock(),
+        "at": now,
+        "next": now + max(FIRST_GAP, now - ended) if again else None,
     }
     try:
         change(storage, id, lambda job: _with_webhook(job, **news), clock=clock)
@@ -236,7 +278,13 @@ def signing_key(settings: Settings) -> str:
 
 
 def in_background(
-    storage: Storage, id: str, secret: Callable[[], str], *, allow_private: bool = False, attempts: int = ATTEMPTS
+    storage: Storage,
+    id: str,
+    secret: Callable[[], str],
+    *,
+    payload: Callable[[Job], Mapping[str, JsonValue]] = Job.public,
+    allow_private: bool = False,
+    attempts: int = ATTEMPTS,
 ) -> threading.Thread:
     """`deliver_once` in a daemon thread, which is given back; what goes wrong in it is logged.
 
@@ -249,7 +297,12 @@ def in_background(
     def run() -> None:
         try:
             deliver_once(
-                storage, id, secret(), allow_private=allow_private, deliver=partial(deliver, attempts=attempts)
+                storage,
+                id,
+                secret(),
+                payload=payload,
+                allow_private=allow_private,
+                deliver=partial(deliver, attempts=attempts),
             )
         except Exception:
             log.exception("webhook of job %s", id)
@@ -271,10 +324,21 @@ def notify(storage: Storage, settings: Settings, job: Job, *, attempts: int = AT
     Returns:
         The thread; None where there is nothing to deliver.
     """
-    if not webhook_due(job):
+    if not webhook_due(job, utc_now()):
         return None
-    secret = partial(signing_key, settings)
-    return in_background(storage, job.id, secret, allow_private=settings.webhook_allow_private, attempts=attempts)
+    return in_background(
+        storage,
+        job.id,
+        partial(signing_key, settings),
+        payload=partial(event, storage, settings),
+        allow_private=settings.webhook_allow_private,
+        attempts=attempts,
+    )
+
+
+def under_way() -> int:
+    """How many deliveries this process is at."""
+    return sum(thread.name.startswith(_THREAD) for thread in threading.enumerate())
 
 
 def wait(seconds: float = WAIT_SECONDS) -> None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -43,6 +43,8 @@ Clock = Callable[[], datetime]
 
 #: Who holds a lease that several workers share while each makes a part; whoever puts the parts together may take it.
 SHARED = "several workers"
+#: How long a delivery of a webhook may take before its sender counts as dead.
+SENDING = timedelta(minutes=5)
 
 
 class State(StrEnum):
@@ -160,7 +162,7 @@ class Lease(_Document):
 
 
 class WebhookState(StrEnum):
-    """How far the one delivery is."""
+    """How far the delivery is: waiting also between two tries that are minutes or hours apart."""
 
     WAITING = "waiting"
     SENDING = "sending"
@@ -171,12 +173,13 @@ class WebhookState(StrEnum):
 class Webhook(_Document):
     """Where the final state is reported, and whether that worked."""
 
-    url: str = Field(description="Called once with POST on the final state.")
+    url: str = Field(description="Called with POST on the final state, until it answers.")
     state: WebhookState = Field(default=WebhookState.WAITING, description="waiting, sending, delivered or failed.")
     attempts: int = Field(default=0, ge=0, description="Requests made.")
     status: int | None = Field(default=None, description="HTTP status of the last answer.")
     error: str = Field(default="", description="Why the last request failed; empty otherwise.")
-    at: datetime | None = Field(default=None, description="When the delivery ended.")
+    at: datetime | None = Field(default=None, description="When the last delivery began or ended.")
+    next: datetime | None = Field(default=None, description="When it is tried again; null unless it is waiting for it.")
 
 
 class Request(_Document):
@@ -322,9 +325,18 @@ def shared(job: Job) -> bool:
     return job.state is State.RUNNING and job.lease is not None and job.lease.owner == SHARED
 
 
-def webhook_due(job: Job) -> bool:
-    """Whether the job is final and the delivery of its webhook has not begun."""
-    return job.state.final and job.webhook is not None and job.webhook.state is WebhookState.WAITING
+def webhook_due(job: Job, now: datetime) -> bool:
+    """Whether the job is final and its webhook is to be called now.
+
+    So it is where nobody has begun to, where it is time to try again, and where whoever began is silent for so long
+    that it must have died.
+    """
+    hook = job.webhook
+    if not job.state.final or hook is None:
+        return False
+    if hook.state is WebhookState.SENDING:
+        return hook.at is None or hook.at + SENDING <= now
+    return hook.state is WebhookState.WAITING and (hook.next is None or hook.next <= now)
 
 
 def check_transition(old: Job, new: Job) -> None:

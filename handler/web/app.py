@@ -45,6 +45,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
         app.include_router(router)
         routes += router.routes
 
+    openapi.add_webhooks(app)
     problems.install(app, routes)
     app.add_middleware(partial(guard.guarded, settings=settings))
     if settings.allowed_origins:

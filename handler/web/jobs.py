@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import timedelta
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -101,8 +102,8 @@ async def _put_picture(request: Request, service: Service, id: str, wanted: JobO
     service.check_jobs(client_of(request))
     owner = client_of(request)
     if await run_in_threadpool(_is_here, service, id):
-        arguments = {"ttl": service.ttl, "owner": owner}
-        job, new = await run_in_threadpool(jobs.put, service.storage, id, wanted.as_request(), **arguments)
+        put = partial(jobs.put, service.storage, id, wanted.as_request(), ttl=service.ttl, owner=owner)
+        job, new = await run_in_threadpool(put)
     else:
         file = await sources.receive(request, service, wanted)
         try:

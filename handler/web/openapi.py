@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Header
 from fastapi.openapi.utils import get_openapi
 
+from handler.jobs import State
 from handler.web import problems
+from handler.web.schemas import Event
+
+
+def job_ended(
+    event: Event,
+    webhook_id: Annotated[str, Header(description="Names the event: `msg_` and the job's id. The same at each try.")],
+    webhook_timestamp: Annotated[int, Header(description="When this was sent, seconds since 1970: refuse old ones.")],
+    webhook_signature: Annotated[
+        str,
+        Header(
+            description="`v1,` and the base64 of HMAC-SHA256 of `id.timestamp.body` (Standard Webhooks); left out "
+            "where the service has no WEBHOOK_SECRET."
+        ),
+    ] = "",
+) -> None:
+    """The job has reached this state, for good. Answer with any 2xx within five seconds.
+
+    No answer, 408, 425, 429 and 5xx: it is sent again, four times in the first half minute, then after a minute and
+    ever longer gaps for three days. Any other answer ends it.
+    """
+
+
+def add_webhooks(app: FastAPI) -> None:
+    """Describe the calls that the service makes itself: see `handler.webhook`."""
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        app.webhooks.add_api_route(
+            f"job.{state}",
+            job_ended,
+            methods=["POST"],
+            operation_id=f"job_{state}",
+            summary=f"A job has {state}" if state is not State.CANCELLED else "A job was cancelled",
+            tags=["jobs"],
+            status_code=204,
+            response_description="Delivered, as with any 2xx.",
+            openapi_extra={"security": []},
+        )
 
 
 def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
@@ -18,8 +55,13 @@ def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
             version=app.version,
             description=app.description,
             routes=app.routes,
+            webhooks=app.webhooks.routes,
             license_info=app.license_info,
         )
+        for hook in found["webhooks"].values():
+            del hook["post"]["responses"]["422"]  # FastAPI's own, of a service that checks what it gets
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
         found["components"]["schemas"]["Problem"] = problems.ProblemDetails.model_json_schema()
         if with_key:
             scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}

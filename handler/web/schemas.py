@@ -122,7 +122,7 @@ class JobRequest(BaseModel):
     )
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
     webhook: str | None = Field(
-        default=None, max_length=2000, description="URL that is called once with POST on the final state."
+        default=None, max_length=2000, description="URL that is called with POST on the final state, until it answers."
     )
     width: int | None = Field(
         default=None, ge=1, le=200_000, description="Of the picture in pixels, if known: for the estimate."
@@ -147,7 +147,7 @@ class JobOfPicture(PictureSource):
 
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
     webhook: str | None = Field(
-        default=None, max_length=2000, description="URL that is called with POST on the final state."
+        default=None, max_length=2000, description="URL that is called with POST on the final state, until it answers."
     )
 
     def as_request(self) -> jobs.Request:
@@ -238,5 +238,18 @@ JobView = create_model(
     __doc__="One job, as it is now.",
     upload=(Upload | None, Field(description="Where to send the file; null when the job is past that.")),
     result_url=(str | None, Field(description="Downloads the result, for a while; null unless succeeded.")),
+    **{name: (field.annotation, field) for name, field in jobs.Job.model_fields.items() if name not in _HIDDEN},  # type: ignore[call-overload]
+)
+Event = create_model(
+    "Event",
+    __doc__="A job that has ended, as webhooks send it.",
+    type=(Literal["job.succeeded", "job.failed", "job.cancelled"], Field(description="What has happened.")),
+    result_url=(
+        str | None,
+        Field(
+            description="Downloads the result, for a while; null unless succeeded, and where the service does not know "
+            "its address (PUBLIC_URL). `GET /jobs/{id}/result` leads there at any time."
+        ),
+    ),
     **{name: (field.annotation, field) for name, field in jobs.Job.model_fields.items() if name not in _HIDDEN},  # type: ignore[call-overload]
 )

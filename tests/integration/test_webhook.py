@@ -1,4 +1,4 @@
-"""Webhooks against real servers: signed, tried again, and sent once."""
+"""Webhooks against real servers: signed, tried again until somebody answers, and never by two at the same time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import json
 import socket
 import threading
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handler import jobs, webhook
-from handler.storage import LocalStorage, Unavailable
+from handler.storage import LocalStorage, S3Storage, Unavailable
 from handler.webhook import DeliveryOutcome, deliver, deliver_once, verify
 from tests.integration.receiver import Receiver
 from tests.integration.together import Together
+from tests.integration.work import configured
 
 SECRET = "secret"
 
@@ -91,7 +95,7 @@ def test_not_for_ever() -> None:
     pauses: list[float] = []
     with Receiver(503) as server:
         outcome = call(server.url, sleep=pauses.append)
-    assert outcome == DeliveryOutcome(False, 503, 4, "the answer was 503")
+    assert outcome == DeliveryOutcome(False, 503, 4, "the answer was 503", again=True)
     assert pauses == [1, 4, 16]
     assert len(server.requests) == 4
 
@@ -107,7 +111,7 @@ def test_nobody_there() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # taken, but nobody listens
         outcome = call(f"http://127.0.0.1:{unused.getsockname()[1]}/", attempts=2)
-    assert outcome == DeliveryOutcome(False, None, 2, "no answer: ConnectionRefusedError")
+    assert outcome == DeliveryOutcome(False, None, 2, "no answer: ConnectionRefusedError", again=True)
 
 
 def test_no_such_name() -> None:
@@ -115,7 +119,7 @@ def test_no_such_name() -> None:
         raise socket.gaierror("unknown")
 
     assert call("http://nowhere.example/", resolve=unknown, attempts=2) == DeliveryOutcome(
-        False, None, 2, "no answer: gaierror"
+        False, None, 2, "no answer: gaierror", again=True
     )
 
 
@@ -171,18 +175,75 @@ def test_a_failed_delivery_is_noted_and_not_repeated(store: LocalStorage) -> Non
     assert deliver_once(store, id, SECRET) is None
 
 
-def test_a_process_that_dies_while_sending_does_not_send_again(store: LocalStorage) -> None:
+def later(**elapsed: float) -> Callable[[], datetime]:
+    return lambda: jobs.utc_now() + timedelta(**elapsed)
+
+
+def test_a_process_that_dies_while_sending_is_given_up_after_a_while(store: LocalStorage) -> None:
     class Killed(BaseException):
         pass
 
     def die(*_: object, **__: object) -> DeliveryOutcome:
         raise Killed
 
-    id = ended_job(store, "http://1.1.1.1/")
-    with pytest.raises(Killed):
-        deliver_once(store, id, SECRET, deliver=die)
-    assert state(store, id) == "sending"
-    assert deliver_once(store, id, SECRET, deliver=die) is None
+    with Receiver() as server:
+        id = ended_job(store, server.url)
+        with pytest.raises(Killed):
+            deliver_once(store, id, SECRET, deliver=die)
+        assert state(store, id) == "sending"
+        assert deliver_once(store, id, SECRET, deliver=die) is None
+        assert deliver_once(store, id, SECRET, allow_private=True, clock=later(minutes=6)) is not None
+    assert state(store, id) == "delivered"
+    assert [headers["webhook-id"] for _, _, headers, _ in server.requests] == [f"msg_{id}"]
+
+
+def test_it_is_repeated_until_somebody_answers(store: LocalStorage) -> None:
+    once = partial(deliver, attempts=1)
+    with Receiver(503, 503, 204) as server:
+        id = ended_job(store, server.url)
+        tries = []
+        for minutes in (0, 0.5, 1.5, 2, 4, 4.5, 9):
+            found = deliver_once(store, id, SECRET, allow_private=True, deliver=once, clock=later(minutes=minutes))
+            tries.append(found and found.delivered)
+    assert tries == [False, None, False, None, True, None, None]
+    sent = {(headers["webhook-id"], body) for _, _, headers, body in server.requests}
+    assert {id for id, _ in sent} == {f"msg_{id}"}, "receivers know the event by its id"
+    hook = jobs.get(store, id).webhook
+    assert hook is not None
+    assert (hook.state, hook.attempts, hook.next) == ("delivered", 3, None)
+
+
+def test_repeats_end(store: LocalStorage) -> None:
+    once = partial(deliver, attempts=1)
+    with Receiver(503) as server:
+        id = ended_job(store, server.url)
+        hours = 0.0
+        while state(store, id) != "failed":
+            deliver_once(store, id, SECRET, allow_private=True, deliver=once, clock=later(hours=hours))
+            hours += 0.25  # as the sweep of AWS looks
+            assert hours < 80
+    assert 5 < len(server.requests) < 15
+    with Receiver(410) as server:
+        id = ended_job(store, server.url)
+        deliver_once(store, id, SECRET, allow_private=True)
+    assert state(store, id) == "failed"
+
+
+def test_the_link_of_a_result(store: LocalStorage, tmp_path: Path) -> None:
+    job = jobs.get(store, ended_job(store, None))
+    output = jobs.StoredFile(key=f"results/{job.id}/1/a.png", name="a.png", content_type="image/png")
+    job = job.model_copy(update={"state": jobs.State.SUCCEEDED, "output": output})
+    links = {
+        "": "http://127.0.0.1:8000/",
+        "https://example.org/upscaler": "https://example.org/upscaler/",
+    }
+    for public, base in links.items():
+        sent = webhook.event(store, configured(tmp_path, public_url=public), job)
+        assert str(sent["result_url"]).startswith(f"{base}storage/")
+        assert sent["type"] == "job.succeeded"
+    assert webhook.event(store, configured(tmp_path, host="0.0.0.0"), job)["result_url"] is None
+    s3 = S3Storage("bucket", endpoint_url="http://127.0.0.1:9")
+    assert "X-Amz-Signature" in str(webhook.event(s3, configured(tmp_path, bucket="bucket"), job)["result_url"])
 
 
 def once_each(number: int, store: LocalStorage, ids: list[str]) -> int:
