@@ -169,7 +169,8 @@ def _welcome(settings: Settings, port: int) -> str:
     kept = f"bucket {settings.bucket}" if settings.bucket else f"{settings.data_dir.absolute()}"
     return (
         f"Upscaler on {address} (pictures and jobs in {kept}; stop with Ctrl-C)\n"
-        f'  curl {key}-F "file=@{picture}" "{address}/upscale?scale=2" --output {picture.stem}-x2.jpg'
+        f'  curl --fail-with-body -H "Prefer: wait=600" {key}-F "file=@{picture}" '
+        f'"{address}/upscale?scale=2" --output {picture.stem}-x2.jpg'
     )
 
 

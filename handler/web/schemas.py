@@ -31,7 +31,8 @@ EXPOSED = (
 DESCRIPTION = """
 Makes pictures larger. Send one to `POST /upscale` and save the answer:
 
-    curl -F "file=@photo.jpg" "http://127.0.0.1:8000/upscale?scale=2" --output photo-x2.jpg
+    curl --fail-with-body -H "Prefer: wait=600" -F "file=@photo.jpg" \\
+      "http://127.0.0.1:8000/upscale?scale=2" --output photo-x2.jpg
 
 Long work, and files that are too large for a request, go by jobs: `POST /jobs`, send the file to the link that it
 gives, and ask `GET /jobs/{id}` until it has succeeded.

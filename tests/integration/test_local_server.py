@@ -110,7 +110,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_the_printed_curl_line_works(server: Running, tmp_path: Path) -> None:
     line = server.welcome.splitlines()[1].strip()
-    assert line.startswith("curl ")
+    assert line.startswith('curl --fail-with-body -H "Prefer: wait=')
     subprocess.run(["sh", "-c", f"{line} -sS --noproxy '*'"], cwd=tmp_path, check=True)
     [made] = tmp_path.iterdir()
     with Image.open(made) as picture, Image.open(ROOT / "samples" / "astronaut.jpg") as sample:

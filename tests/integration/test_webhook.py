@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from handler import jobs, webhook
+from handler import jobs, upload_queue, webhook
+from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
+from handler.sweep import sweep
 from handler.webhook import DeliveryOutcome, deliver, deliver_once, verify
 from tests.integration.receiver import Receiver
 from tests.integration.together import Together
@@ -227,6 +229,34 @@ def test_repeats_end(store: LocalStorage) -> None:
         id = ended_job(store, server.url)
         deliver_once(store, id, SECRET, allow_private=True)
     assert state(store, id) == "failed"
+
+
+def test_the_sweep_keeps_it_in_mind(store: LocalStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in AWS, where nobody else comes back to it; but without a queue of uploads."""
+    monkeypatch.setattr(upload_queue, "waiting", lambda _: 0)
+    settings = settings.model_copy(update={"webhook_allow_private": True})
+
+    def sweep_after(minutes: float, next: datetime | None) -> int:
+        def put_off(job: jobs.Job) -> jobs.Job:
+            assert job.webhook
+            return job.model_copy(update={"webhook": job.webhook.model_copy(update={"next": next})})
+
+        if next:
+            jobs.change(store, id, put_off)
+        found = sweep(store, settings, lambda _: ("", ""), clock=later(minutes=minutes))
+        webhook.wait()
+        return found["reported"]
+
+    with Receiver() as server:
+        id = ended_job(store, server.url)
+        assert sweep_after(10, later(hours=1)()) == 0
+        assert sweep_after(30, None) == 0
+        assert sweep_after(70, later(seconds=-1)()) == 1
+        assert sweep_after(90, None) == 0
+    assert len(server.requests) == 1
+    assert state(store, id) == "delivered"
+    assert "open" in (kept := json.loads(store.get("sweep/last.json")[0]))
+    assert kept["open"] == {}, "and then it is forgotten"
 
 
 def test_the_link_of_a_result(store: LocalStorage, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""examples/upscale.sh and upscale.py against the running service: each way that an answer can take."""
+"""examples/upscale.sh, .py and .mjs against the running service: each way that an answer can take."""
 
 from __future__ import annotations
 
@@ -18,13 +18,26 @@ from tests.integration.receiver import Receiver
 from tests.integration.web.support import ROOT, local, served
 from tests.integration.work import picture
 
-PROGRAMS = {"sh": ["sh", "examples/upscale.sh"], "py": [sys.executable, "examples/upscale.py"]}
+PROGRAMS = {
+    "sh": ["sh", "examples/upscale.sh"],
+    "py": [sys.executable, "examples/upscale.py"],
+    "mjs": ["node", "examples/upscale.mjs"],
+}
+#: Where people copy their first line from.
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "handler/web/schemas.py")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.fixture(params=PROGRAMS)
 def program(request: pytest.FixtureRequest) -> list[str]:
     if request.param == "sh" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
+    if request.param == "mjs":
+        asked = subprocess.run(["node", "--version"], capture_output=True, text=True) if shutil.which("node") else None
+        if asked is None or int(asked.stdout.lstrip("v").partition(".")[0]) < 18:
+            pytest.skip("node is not installed, or older than 18 (apt-get install nodejs)")
     return PROGRAMS[request.param]
 
 
@@ -89,3 +102,15 @@ def test_they_wait_when_they_are_asked_to(program: list[str], tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr
     assert len(receiver.requests) == 3
     assert (tmp_path / "photo-x2.png").read_bytes() == b""
+
+
+def test_lines_that_people_copy_save_nothing_but_the_picture() -> None:
+    """An error, or a job, must not become photo-x2.jpg."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text().replace("\\\n", " ")
+        found += [line for line in text.splitlines() if "curl" in line and "--output" in line]
+    assert len(found) >= 3
+    for line in found:
+        assert "--fail-with-body" in line, line
+        assert "Prefer: wait=" in line or "202" in line, line

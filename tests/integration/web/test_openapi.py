@@ -80,7 +80,7 @@ def test_examples_are_accepted(client: httpx.Client, openapi: dict[str, Any]) ->
 
 
 def test_the_curl_line_of_the_description(client: httpx.Client, openapi: dict[str, Any], tmp_path: Path) -> None:
-    [line] = re.findall(r"^ +(curl .*)$", openapi["info"]["description"], re.MULTILINE)
+    [line] = re.findall(r"^ +(curl .*\\\n.*)$", openapi["info"]["description"], re.MULTILINE)
     (tmp_path / "photo.jpg").write_bytes(saved(corners(), "JPEG"))
     line = line.replace("http://127.0.0.1:8000", str(client.base_url))
     subprocess.run(["sh", "-c", f"{line} -sS --noproxy '*'"], cwd=tmp_path, check=True)
