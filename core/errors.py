@@ -7,6 +7,7 @@ UpscaleError
 ├── OptionsError              options that make no sense, alone or for this picture
 ├── OutputError               the result cannot be written
 ├── ModelError                a model cannot be found or loaded, or does not work
+│   ├── NotHereYet            its download goes on
 │   └── NonFiniteOutput       a network gave NaN or infinity even in fp32
 ├── OutOfMemory               the smallest tile does not fit
 └── Cancelled                 the caller's progress function asked to stop
@@ -63,6 +64,10 @@ class ModelError(UpscaleError):
     """A model cannot be found, loaded or run."""
 
     code = "model_unavailable"
+
+
+class NotHereYet(ModelError):
+    """A model is being downloaded, for longer than anybody wanted to wait."""
 
 
 class NonFiniteOutput(ModelError):

@@ -10,7 +10,8 @@ import math
 from dataclasses import replace
 
 import core
-from core import model_folder, models
+from core import downloads, model_folder, models
+from core.errors import NotHereYet
 from core.limits import check_output_size
 from core.picture import frames_kept
 from handler.jobs import Backend, Estimate
@@ -21,6 +22,8 @@ from handler.settings import MIB, Settings
 MAX_MACHINES = 100
 #: US dollars for a GiB of memory and a second of Lambda (x86, us-east-1, 2025; the free tier is not counted).
 LAMBDA_GIB_SECOND = 1.66667e-5
+#: Seconds that an estimate waits for a model's numbers where they are being downloaded.
+PATIENCE = 1.0
 
 
 def machines(on_batch: core.Estimate, settings: Settings) -> int:
@@ -86,6 +89,11 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
         core.TooLarge: over a limit, or no backend is large enough.
         core.OptionsError: the options do not fit this picture.
     """
+    with downloads.patience(PATIENCE):
+        return _plan(picture, options, settings)
+
+
+def _plan(picture: core.Probe, options: core.Options, settings: Settings) -> Estimate:
     allowed = limits(settings)
     name = in_models_dir(options.model, settings)
     asked, options = options, model_folder.fit_scale(replace(options, model=name))
@@ -128,12 +136,20 @@ def plan(picture: core.Probe, options: core.Options, settings: Settings) -> Esti
 
 
 def _estimate(picture: core.Probe, options: core.Options) -> core.Estimate:
-    """Of the first model in the fall-back chain whose numbers can be had."""
+    """Of the first model in the fall-back chain whose numbers can be had soon.
+
+    Of a model that is still being downloaded the numbers are assumed, by those of the next one.
+    """
     factor = options.factor(picture.width, picture.height)
     *others, last = models.fallback_chain(options.model, factor, picture.format)
+    awaited = None
     for name in others:
         try:
-            return core.estimate(picture.width, picture.height, replace(options, model=name), picture=picture)
+            found = core.estimate(picture.width, picture.height, replace(options, model=name), picture=picture)
+        except NotHereYet:
+            awaited = awaited or name
         except core.ModelError:
             continue
+        else:
+            return replace(found, model=awaited, measured=False) if awaited else found
     return core.estimate(picture.width, picture.height, replace(options, model=last), picture=picture)

@@ -27,7 +27,7 @@ MAX_RESULT_BYTES = 400_000_000
 _RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A picture of at most 1600 pixels on a side.",
-        "content": dict.fromkeys(("image/jpeg", "image/webp"), {"schema": {"type": "string", "format": "binary"}}),
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/webp")},
         "headers": {
             "X-Picture-Width": {"description": "Of the picture itself, pixels.", "schema": {"type": "integer"}},
             "X-Picture-Height": {"description": "Of the picture itself, pixels.", "schema": {"type": "integer"}},

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import anyio.to_thread
@@ -108,7 +109,8 @@ async def upscale(
                 headers["Preference-Applied"] = f"wait={wait:g}"
             return JSONResponse(view(request, service, job), 202, headers)
         chosen, missing = await run_in_threadpool(s3_models.with_local_model, asked, service.settings)
-        await anyio.to_thread.run_sync(_have_model, chosen, limiter=service.downloads)
+        if not await run_in_threadpool(_is_here, chosen):
+            await anyio.to_thread.run_sync(_have_model, chosen, limiter=service.downloads)
         async with service.limiter.enter(plan.seconds, client, request.is_disconnected):
             made, result = await _while_connected(request, partial(_make, service, file.file, chosen))
     name = chosen.result_name(name, made.format, max_bytes=MAX_NAME)
@@ -136,6 +138,11 @@ async def upscale(
 def _prepare(service: Service, file: BinaryIO, asked: core.Options) -> tuple[core.Probe, Estimate]:
     header = core.probe(file, options.limits(service.settings))
     return header, routing.plan(header, asked, service.settings)
+
+
+def _is_here(asked: core.Options) -> bool:
+    """Whether no model is to be downloaded: then nobody waits behind those who wait for one."""
+    return asked.model is None or Path(asked.model).exists() or models.is_here(asked.model)
 
 
 def _have_model(asked: core.Options) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
     from starlette.types import ASGIApp
 
+#: A window of a phone, with a touch screen.
+PHONE = {"viewport": {"width": 375, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -157,3 +159,14 @@ class Visit:
         """Nothing reaches beyond the window."""
         wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide == 0
+
+
+#: Opens an address in a window of its own.
+Open = Callable[..., Visit]
+
+
+def saved_by(visit: Visit, button: str) -> tuple[str, bytes]:
+    """What a press of the button downloads."""
+    with visit.page.expect_download() as download:
+        visit.page.click(button)
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
