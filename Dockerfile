@@ -1,12 +1,13 @@
-# The service as two images, which share everything but torch and their base:
+# The service as three images, which share everything but torch and their base:
 #
 #   lambda   torch for CPUs, what the functions of template.yaml run; the default
+#   server   without torch, the whole service on one machine: docker run -p 8000:8000
 #   batch    torch with CUDA, what AWS Batch runs; works on a CPU too
 #
 # `sam build` uses Docker's classic builder, which builds every stage above the one that was asked for and knows no
-# mounts. So `batch`, with its gigabytes, stands below `lambda`.
+# mounts. So the others stand below `lambda`, and `batch`, with its gigabytes, below all.
 #
-# checkov:skip=CKV_DOCKER_2:Lambda and Batch watch the process themselves; nothing listens on a port
+# checkov:skip=CKV_DOCKER_2:Lambda and Batch watch the process themselves; nothing listens on a port but in server
 # checkov:skip=CKV_DOCKER_7:the last FROM names a stage, the bases have versions
 
 ARG BASE_IMAGE=public.ecr.aws/lambda/python:3.13
@@ -86,6 +87,33 @@ USER 10001:10001
 # `sam local` builds its emulator into a copy of this image, and may not as that user.
 ONBUILD USER root
 CMD ["handler.api.handler"]
+
+
+FROM ${BATCH_BASE_IMAGE} AS server
+# Everything that is written lies under /data, so that the rest can be read-only. Nothing is downloaded.
+ENV HOST=0.0.0.0 \
+    PORT=8000 \
+    DATA_DIR=/data/pictures \
+    TMPDIR=/data/tmp \
+    XDG_CACHE_HOME=/data/cache \
+    HOME=/data \
+    HF_HUB_OFFLINE=1 \
+    PYTHONDONTWRITEBYTECODE=1
+COPY --from=packages /packages /app
+COPY --from=application /application /app
+WORKDIR /app
+# The packages were chosen by the other base's Python.
+RUN python3 -c "import core, handler.__main__, handler.web.app, onnxruntime" \
+    && mkdir -p /data/pictures /data/tmp /data/cache \
+    && chown -R 10001:10001 /data
+VOLUME /data
+EXPOSE 8000
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD ["python3", "-c", "import http.client, os, sys; \
+server = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); \
+server.request('GET', '/health'); sys.exit(server.getresponse().status != 200)"]
+ENTRYPOINT []
+CMD ["python3", "-m", "handler"]
 
 
 FROM ${BATCH_BASE_IMAGE} AS torch-cuda

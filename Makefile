@@ -13,7 +13,7 @@ HOURS ?= 0.1
 MODEL ?= compact-x2
 STACK ?= upscaler
 
-.PHONY: help upscale serve test check lint types fast unit infra requirements image invoke preflight batch-image redrive image-lifecycle bench quality train fuzz clean
+.PHONY: help upscale serve test check lint types fast unit infra requirements image server-image invoke preflight batch-image redrive image-lifecycle bench quality train fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -77,6 +77,10 @@ requirements: $(VENV)-infra/.done ## make infra/requirements.txt anew from pypro
 image: ## the container image of the functions (needs Docker)
 	docker build --target lambda --tag upscaler $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	  $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+server-image: ## the whole service as a container: docker run -p 8000:8000 upscaler-server (needs Docker)
+	docker build --target server --tag upscaler-server $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	  --build-arg BATCH_BASE_IMAGE=$(BASE_IMAGE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
 
 invoke: $(VENV)-infra/.done ## one request through the real container (needs Docker)
 	SAM_CLI_TELEMETRY=0 $(VENV)-infra/bin/sam build $(if $(BASE_IMAGE)$(TORCH_INDEX),--parameter-overrides \

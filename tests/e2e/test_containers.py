@@ -7,7 +7,6 @@ Elsewhere these tests are skipped, with the reason. Batch is moto's, which runs 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import shutil
@@ -18,33 +17,26 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import boto3
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
-import core
-from core.engine import onnx
 from handler import batch_job, jobs
 from handler.jobs import Backend, State
 from handler.storage import S3Storage
+from tests.e2e.containers import CONFINED, TORCH_INDEX, container, docker, pixels, ran, same
 from tests.e2e.emulator import EVENTS, ROOT, function
 from tests.integration.work import as_stored, event, picture, queued, result, wait_for
 from tests.servers import ACCESS_KEY, SECRET_KEY, answers, binary, free_ports, make_bucket, run_server
 
 pytestmark = pytest.mark.slow
 
-#: The local base's own wheels, see infra/local-base/build.sh.
-TORCH_INDEX = "file:///wheels"
-#: What Lambda allows less than Docker does.
-CONFINED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
 SAM = ROOT / ".venv-infra" / "bin" / "sam"
 INVOKE = "/2015-03-31/functions/function/invocations"
 LIMIT = 1_000_000_000
@@ -63,33 +55,6 @@ print(json.dumps({
 """
 
 
-def ran(command: Sequence[str], **variables: str) -> str:
-    """Standard output of a command that must end well, in the repository."""
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def docker(*arguments: str) -> str:
-    return ran(["docker", *arguments]).strip()
-
-
-@pytest.fixture(scope="session")
-def base() -> str:
-    """The name of the base image; skips the test where nothing can be built on it."""
-    if shutil.which("docker") is None:
-        pytest.skip("no container engine: docker is not installed")
-    asked = subprocess.run(["docker", "info", "--format", "{{.ServerVersion}}"], capture_output=True, text=True)
-    if asked.returncode:
-        pytest.skip(f"no container engine: {asked.stderr.strip() or asked.stdout.strip()}")
-    name = os.environ.get("BASE_IMAGE", "")
-    if not name:
-        pytest.skip("no base image: BASE_IMAGE names none (infra/local-base/build.sh makes one)")
-    return name
-
-
 @pytest.fixture(scope="module")
 def image(base: str) -> str:
     """What `make image` builds."""
@@ -105,16 +70,6 @@ def batch_image(base: str) -> str:
     return "upscaler-batch"
 
 
-@contextmanager
-def container(*arguments: str) -> Iterator[str]:
-    """A container in the background, by its id; it is removed in the end."""
-    id = docker("run", "--detach", *arguments)
-    try:
-        yield id
-    finally:
-        docker("rm", "--force", id)
-
-
 def call(url: str, data: bytes) -> Any:
     """Invoke a function whose emulator may still be starting."""
     for _ in range(300):
@@ -124,20 +79,6 @@ def call(url: str, data: bytes) -> Any:
         except (ConnectionError, urllib.error.URLError):
             time.sleep(0.1)
     raise AssertionError(f"{url} does not answer")
-
-
-def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    with Image.open(io.BytesIO(data)) as found:
-        return np.asarray(found)
-
-
-def same(made: bytes, source: bytes) -> bool:
-    """Whether a picture is what `core` makes of its source here in fp32, as the images without OpenVINO do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "multiplies_bf16", lambda: False)
-        expected = core.upscale(source).data
-    assert expected
-    return np.array_equal(pixels(made), pixels(expected))
 
 
 def check_example(answer: dict[str, Any]) -> None:

@@ -65,12 +65,12 @@ def test_the_classic_builder_reaches_lambda_before_cuda() -> None:
     """It builds every stage above its target; the default is the last one."""
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
     names = [name for _, name in stages]
-    assert names.index("lambda") < names.index("torch-cuda") < names.index("batch")
+    assert names.index("lambda") < names.index("server") < names.index("torch-cuda") < names.index("batch")
     assert stages[-1] == ("lambda", "")
     assert "RUN --mount" not in DOCKERFILE
     assert "<<" not in DOCKERFILE
     assert DOCKERFILE.endswith("\nFROM lambda\nUSER 10001:10001\n")
-    for name in ("lambda", "batch"):
+    for name in ("lambda", "server", "batch"):
         body = DOCKERFILE.split(f" AS {name}\n")[1].split("\nFROM ")[0]
         assert "USER 10001:10001" in body
         assert "HF_HUB_OFFLINE=1" in body
