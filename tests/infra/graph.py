@@ -40,6 +40,7 @@ STACKS: Mapping[str, Mapping[str, str]] = {
         "ProvisionedConcurrency": "1",
         "Tracing": "Active",
         "CorsOrigins": "https://example.com",
+        "FetchUrls": "public",
         "KeepUploads": "yes",
     },
 }

@@ -55,11 +55,10 @@ NOT_SHOWN_OF = {
         for action in ("GetObject", "PutObject", "DeleteObject")
     },
     ("UploadRole", "sqs:GetQueueAttributes", "*"): "Lambda does it",
-    (
-        "ApiRole",
-        "s3:GetObject",
-        "/results/*",
-    ): "a signed link may do what its signer may; moto does not ask who that is",
+    **{
+        (role, "s3:GetObject", "/results/*"): "a signed link may do what its signer may; moto does not ask who that is"
+        for role in ("ApiRole", "UploadRole", "BatchEventRole", "JobRole")
+    },
 }
 
 

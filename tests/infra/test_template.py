@@ -55,6 +55,7 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "sweep._start": "uploads",
     "sweep._write": "sweep",
     "sweep.sweep": "jobs",
+    "web.jobs._take": "uploads",
     "web.jobs.retry_job": "uploads",
     "worker.check_version": "uploads",
     "remote_file.probe": "uploads",
@@ -67,6 +68,7 @@ PREFIXES: dict[str, str | dict[str, str]] = {
     "web.upscale._keep": "results",
     "web.views.result_url": "results",
     "web.views.view": "uploads",
+    "webhook.event": "results",
     "worker._work": {"download": "uploads", "upload": "results"},
 }
 #: Local mode alone comes to these, and to the last ones the command line of archives, with its caller's rights.
