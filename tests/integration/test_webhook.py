@@ -236,7 +236,7 @@ def test_the_sweep_keeps_it_in_mind(store: LocalStorage, settings: Settings, mon
     monkeypatch.setattr(upload_queue, "waiting", lambda _: 0)
     settings = settings.model_copy(update={"webhook_allow_private": True})
 
-    def sweep_after(minutes: float, next: datetime | None) -> int:
+    def sweep_after(id: str, minutes: float, next: datetime | None) -> int:
         def put_off(job: jobs.Job) -> jobs.Job:
             assert job.webhook
             return job.model_copy(update={"webhook": job.webhook.model_copy(update={"next": next})})
@@ -249,10 +249,10 @@ def test_the_sweep_keeps_it_in_mind(store: LocalStorage, settings: Settings, mon
 
     with Receiver() as server:
         id = ended_job(store, server.url)
-        assert sweep_after(10, later(hours=1)()) == 0
-        assert sweep_after(30, None) == 0
-        assert sweep_after(70, later(seconds=-1)()) == 1
-        assert sweep_after(90, None) == 0
+        assert sweep_after(id, 10, later(hours=1)()) == 0
+        assert sweep_after(id, 30, None) == 0
+        assert sweep_after(id, 70, later(seconds=-1)()) == 1
+        assert sweep_after(id, 90, None) == 0
     assert len(server.requests) == 1
     assert state(store, id) == "delivered"
     assert "open" in (kept := json.loads(store.get("sweep/last.json")[0]))
