@@ -9,6 +9,7 @@ it alone meanwhile.
 from __future__ import annotations
 
 import argparse
+import http.client
 import io
 import os
 import random
@@ -19,10 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -204,15 +206,26 @@ def slow(count: int, seconds: float) -> None:
                         one.setblocking(False)
                         held.append(one)
             asked = time.perf_counter()
-            httpx.get(f"{url}/health", timeout=60, trust_env=False).raise_for_status()
+            health(port)
             worst, answered = max(worst, time.perf_counter() - asked), answered + 1
-            held = [one for one in held if is_open(one)]  # those that were closed come again
+            for one in [one for one in held if not is_open(one)]:  # those that were closed come again
+                one.close()
+                held.remove(one)
             time.sleep(0.2)
         used = (cpu_seconds(process.pid) - before) / (time.perf_counter() - start)
         print(
             f"{count} slow clients, {seconds:g} s: /health {answered} times, longest {worst:.2f} s, "
             f"processor {used:.0%}"
         )
+
+
+def health(port: int) -> None:
+    """Ask /health on a new connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with closing(connection):
+        connection.request("GET", "/health")
+        if (status := connection.getresponse().status) != 200:
+            raise RuntimeError(f"/health answers {status}")
 
 
 def is_open(one: socket.socket) -> bool:
@@ -233,26 +246,49 @@ def cpu_seconds(pid: int) -> float:
 
 
 def uploads(count: int, size: int) -> None:
-    """The peak of memory while so many uploads of so many bytes arrive at once."""
+    """The peak of memory while so many uploads of so many bytes arrive at once: the server, and all its processes."""
     body = picture(10_000) + os.urandom(size)  # decoders stop at the end of the picture
-
-    def peak(pid: int) -> float:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) / 1e3 if found else 0.0
-
     with server() as (url, _, process):
         first_byte(url, picture(10_000))
-        before = peak(process.pid)
+        before = memory(process.pid)
+        peaks, done = [before], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.1):
+                peaks.append(memory(process.pid))
 
         def send(_: int) -> int:
             return httpx.post(
                 f"{url}/upscale", files={"file": ("a.jpg", body)}, timeout=300, trust_env=False
             ).status_code
 
+        watching = threading.Thread(target=watch)
+        watching.start()
+        start = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
             codes = list(pool.map(send, range(count)))
-        made = codes.count(200)
-        print(f"{count} uploads of {size / 1e6:.0f} MB: {made} made, peak {before:.0f} to {peak(process.pid):.0f} MB")
+        taken = time.perf_counter() - start
+        done.set()
+        watching.join()
+        own, all_of_it = max(peak[0] for peak in peaks), max(peak[1] for peak in peaks)
+        print(
+            f"{count} uploads of {size / 1e6:.0f} MB in {taken:.0f} s: {codes.count(200)} made; "
+            f"the server {before[0]:.0f} to {own:.0f} MB, with the processes that it started {before[1]:.0f} to {all_of_it:.0f} MB"
+        )
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Megabytes of a process, and of it with all that it started; what several share is counted once (PSS)."""
+    found = []
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        with suppress(OSError):  # it has ended meanwhile
+            kept = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
+            found.append(int(kept[1]) / 1e3 if kept else 0.0)
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                waiting += [int(child) for child in (thread / "children").read_text().split()]
+    return found[0], sum(found)
 
 
 def kills(count: int, jobs: int) -> None:

@@ -164,8 +164,7 @@ def check(stream: BinaryIO) -> Checked:
     Raises:
         UnreadableImage: of a kind that is not read, or with more scans than any camera writes.
     """
-    stream.seek(0)
-    raw = stream.read()
+    raw = _Lazy(stream)
     head = bytearray(raw[:2])
     at, frame, left_out, counted = 2, -1, Counter[str](), 0
     while True:
@@ -174,7 +173,7 @@ def check(stream: BinaryIO) -> Checked:
             at += 1
         if at < 0 or at + 4 > len(raw):
             raise UnreadableImage("the picture is damaged: it ends in its header")
-        marker, length = raw[at + 1], int.from_bytes(raw[at + 2 : at + 4], "big")
+        marker, length = raw[at + 1 : at + 2][0], int.from_bytes(raw[at + 2 : at + 4], "big")
         if marker in (0x00, 0x01, *range(0xD0, 0xD9)):  # these stand alone, and have no business here
             at += 2
             continue
@@ -198,8 +197,7 @@ def check(stream: BinaryIO) -> Checked:
     end, scans = _end_of(raw, at)
     if scans > _MAX_SCANS:
         raise UnreadableImage(f"the picture has {scans} scans, which no camera writes")
-    trailer = raw[end:]
-    notes = _notes(left_out, counted, trailer, b"hdrgm:" in head)
+    notes = _notes(left_out, counted, _Trailer(raw, end), b"hdrgm:" in head)
     ended = raw[max(at, end - 2) : end] == b"\xff\xd9"
     usual = bits == 8 and kind != _LOSSLESS
     if usual and ended:
@@ -230,6 +228,59 @@ def header_alone(stream: BinaryIO) -> bytes | None:
         found += marker + segment
         if marker[1] == 0xDA:
             return bytes(found) + b"\xff\xd9"
+
+
+class _Lazy:
+    """The bytes of a file, read when they are asked for: what stands behind a picture may be long."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._length = file.seek(0, io.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._length)
+        self._file.seek(start)
+        return self._file.read(max(0, stop - start))
+
+    def find(self, byte: bytes, start: int) -> int:
+        """Where a byte is next, -1 for nowhere."""
+        size = 64  # it is nearly always the first
+        while start < self._length:
+            if (found := self[start : start + size].find(byte)) >= 0:
+                return start + found
+            start, size = start + size, min(2 * size, _PIECE)
+        return -1
+
+
+class _Trailer:
+    """What stands behind the end of a picture.
+
+    Args:
+        raw: the file.
+        end: where that is.
+
+    Attributes:
+        length: bytes.
+        filled: how many of them are not zero.
+    """
+
+    def __init__(self, raw: _Lazy, end: int) -> None:
+        self.length, self.filled = len(raw) - end, 0
+        self._found: set[bytes] = set()
+        before = b""
+        for at in range(end, len(raw), _PIECE):
+            piece = raw[at : at + _PIECE]
+            self.filled += len(piece) - piece.count(0)
+            both = before + piece[: max(map(len, _NAMES))]  # a name may lie across
+            self._found |= {name for name in _NAMES if name in piece or name in both}
+            before = piece[-max(map(len, _NAMES)) :]
+
+    def __contains__(self, name: bytes) -> bool:
+        """Whether one of `_NAMES` stands in it."""
+        return name in self._found
 
 
 class _Spliced(io.RawIOBase):
@@ -306,24 +357,32 @@ def _left_out(marker: int, content: bytes) -> tuple[str, int]:
     return name, int.from_bytes(content[at + 8 : at + 12], order) if at >= 0 else 0
 
 
-def _end_of(raw: bytes, at: int) -> tuple[int, int]:
+def _end_of(raw: _Lazy, at: int) -> tuple[int, int]:
     """Where the picture ends whose first scan begins at an offset, behind its end marker, and how many scans it has."""
-    scans = 0
-    for found in _MARKER.finditer(raw, at):
-        if found.start() < at:
+    scans, base, piece = 0, at, b""
+    while True:
+        found = _MARKER.search(piece, at - base)
+        if found is None:
+            at = max(at, base + len(piece) - piece.endswith(b"\xff"))  # half a marker may stand at the end
+            base, piece = at, raw[at : at + _PIECE]
+            if len(piece) < 2:
+                return len(raw), scans
             continue
-        marker = raw[found.end() - 1]
+        end, marker = base + found.end(), piece[found.end() - 1]
         if marker == 0xD9:
-            return found.end(), scans
+            return end, scans
         scans += marker == 0xDA
-        at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
-    return len(raw), scans
+        size = piece[found.end() : found.end() + 2]
+        at = end + int.from_bytes(size if len(size) == 2 else raw[end : end + 2], "big")
 
 
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd8]", re.DOTALL)
+_PIECE = 1 << 20  # bytes that are read at once
+#: Names that tell what stands behind a picture: of gain maps, and of a video.
+_NAMES = (b"hdrgm:", b"HDRGainMap", b"ftyp")
 
 
-def _notes(left_out: Counter[str], counted: int, trailer: bytes, hdr: bool) -> tuple[str, ...]:
+def _notes(left_out: Counter[str], counted: int, trailer: _Trailer, hdr: bool) -> tuple[str, ...]:
     notes = []
     others = max(counted - 1, 0)
     if hdr or any("21496" in name for name in left_out) or b"hdrgm:" in trailer or b"HDRGainMap" in trailer:
@@ -333,8 +392,8 @@ def _notes(left_out: Counter[str], counted: int, trailer: bytes, hdr: bool) -> t
         notes.append("the video of a motion photo was left out")
     if others > 0:
         notes.append(f"the first of {others + 1} pictures in the file was taken")
-    if not notes and len(trailer.strip(b"\0")) > 16:
-        notes.append(f"{len(trailer):,} bytes behind the end of the picture were left out")
+    if not notes and trailer.filled > 16:
+        notes.append(f"{trailer.length:,} bytes behind the end of the picture were left out")
     names = [name for name in left_out if name and name != _UNSAID and "21496" not in name]
     if names:
         notes.append(f"left out: {', '.join(names)}")

@@ -21,6 +21,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -131,9 +132,23 @@ def _as_file(source: Source, limits: Limits) -> BinaryIO:
             return Path(source).open("rb")
         if not isinstance(source, (bytes, bytearray, memoryview)):
             source.seek(0)  # it may have been read before
+            if (file := _opened_again(source)) is not None:
+                return file
         return _copied(io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source, limits)
     except (OSError, ValueError) as error:
         raise UnreadableImage(f"cannot read the input: {describe(error)}") from error
+
+
+def _opened_again(stream: BinaryIO) -> BinaryIO | None:
+    """The file of a stream with a position that is not the stream's; None where the stream is no file, or not here."""
+    try:
+        stream.flush()  # of one that is written to
+        descriptor = stream.fileno()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return Path(f"/proc/self/fd/{descriptor}").open("rb")
+    except (OSError, AttributeError):  # another system than Linux; not ours to open
+        return None
 
 
 def _copied(stream: BinaryIO, limits: Limits) -> BinaryIO:

@@ -44,6 +44,7 @@ class Service:
     Attributes:
         stopping: set when the server ends: nobody may be kept waiting then.
         downloads: threads that wait for models.
+        headers: threads that have headers read, each by a process that may hold much of the file in memory.
         queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
         limiter: pictures that are answered with the result itself.
         previews: previews; each holds a whole picture in memory, so one at a time.
@@ -61,6 +62,7 @@ class Service:
         self.json = CapacityLimiter(1)
         self.stopping = threading.Event()
         self.downloads = CapacityLimiter(DOWNLOADS)
+        self.headers = CapacityLimiter(settings.max_concurrency + 1)
         self._given = storage
         self._checking = threading.Lock()
         self._check_again, self._works = 0.0, True

@@ -95,7 +95,8 @@ async def upscale(
             given["format"] = format
         asked = options.parse(given, service.settings)
         name = file_name(file.filename or "")
-        header, plan = await run_in_threadpool(_prepare, service, file.file, asked)
+        prepare = partial(_prepare, service, file.file, asked)
+        header, plan = await anyio.to_thread.run_sync(prepare, limiter=service.headers)
         waits = plan.route is Backend.INLINE and (wait is None or plan.seconds <= wait)
         if service.settings.local and wait is not None:
             waits = plan.seconds <= wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -82,6 +83,21 @@ def test_a_body_that_comes_in_pieces_is_let_in(tmp_path: Path, monkeypatch: pyte
     with served(local(tmp_path), **guarded()) as client:
         headers = {"content-type": "multipart/form-data; boundary=x"}
         assert client.post("/upscale", content=body(), headers=headers).status_code == 200
+
+
+def test_the_last_piece_of_an_answer_does_not_wait(tmp_path: Path) -> None:
+    """Without TCP_NODELAY each picture took 40 ms longer: its last piece waited until the first was confirmed."""
+    found = []
+
+    class Noted(connections.GuardedProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            found.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with served(local(tmp_path), http=Noted) as client:
+        client.get("/health")
+    assert found
+    assert all(found)
 
 
 def guarded() -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import tracemalloc
+from pathlib import Path
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 import core
+from core.codecs import jpeg
 from core.codecs.read import decode
 from tests.unit.pictures import (
     XMP,
@@ -92,6 +96,40 @@ def test_the_video_of_a_motion_photo_is_left_out_with_its_tags() -> None:
     assert np.array_equal(picture.pixels, RIGHT)
     assert any("video" in note for note in picture.notes)
     assert picture.meta.xmp == XMP
+
+
+def test_what_stands_behind_a_picture_is_not_held(tmp_path: Path) -> None:
+    """Issue 16: twelve uploads of 190 MB, each a small picture with a trailer, took 3.1 GB in decoders."""
+    file = tmp_path / "a.jpg"
+    with file.open("wb") as stream:
+        stream.write(PLAIN)
+        stream.truncate(80_000_000)
+        stream.seek(40 << 20)
+        stream.write(b"ftyp")  # across two pieces, or nearly
+    tracemalloc.start()
+    try:
+        with file.open("rb") as stream:
+            checked = jpeg.check(stream)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert any("video" in note for note in checked.notes)
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("piece", [2, 3, 16])
+def test_pieces_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    files = [PLAIN, PLAIN[:-2], motion_photo(PLAIN), ultra_hdr(PLAIN), PLAIN + b"x" * 20]
+    files.append(saved(corners(32, 48), "JPEG", progressive=True))
+
+    def found(data: bytes) -> tuple[object, ...]:
+        checked = jpeg.check(io.BytesIO(data))
+        return checked.stream.read(), checked.scans, checked.ended, checked.notes
+
+    whole = [found(data) for data in files]
+    assert any(notes for *_, notes in whole)
+    monkeypatch.setattr(jpeg, "_PIECE", piece)
+    assert [found(data) for data in files] == whole
 
 
 def test_a_gain_map_goes_with_what_speaks_of_it() -> None:

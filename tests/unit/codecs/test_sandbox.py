@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -101,6 +102,21 @@ def test_too_much_time_ends_only_the_worker() -> None:
     with pytest.raises(core.UnreadableImage, match="within 1 s"):
         decode(slow, core.Limits(worker=True, worker_seconds=1))
     assert core.probe(slow, ELSEWHERE).width == 6000
+
+
+def test_what_is_a_file_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large uploads lie on disk already; each look at one copied it whole."""
+    monkeypatch.setattr(sandbox, "_copied", None)
+    (tmp_path / "a.png").write_bytes(data := saved(corners(), "PNG"))
+    with (tmp_path / "a.png").open("rb") as file:
+        file.seek(7)
+        assert core.probe(file, ELSEWHERE) == core.probe(data)
+        assert same(decode(file, ELSEWHERE), decode(data))
+    with tempfile.SpooledTemporaryFile(max_size=10) as spooled:
+        spooled.write(data)
+        assert core.probe(spooled, ELSEWHERE) == core.probe(data)  # type: ignore[arg-type]
+        with pytest.raises(core.TooLarge):
+            core.probe(spooled, replace(ELSEWHERE, input_bytes=len(data) - 1))  # type: ignore[arg-type]
 
 
 def test_it_is_started_again_when_it_died() -> None:
