@@ -273,7 +273,8 @@ def uploads(count: int, size: int) -> None:
         own, all_of_it = max(peak[0] for peak in peaks), max(peak[1] for peak in peaks)
         print(
             f"{count} uploads of {size / 1e6:.0f} MB in {taken:.0f} s: {codes.count(200)} made; "
-            f"the server {before[0]:.0f} to {own:.0f} MB, with the processes that it started {before[1]:.0f} to {all_of_it:.0f} MB"
+            f"the server {before[0]:.0f} to {own:.0f} MB, "
+            f"with the processes that it started {before[1]:.0f} to {all_of_it:.0f} MB"
         )
 
 
