@@ -15,7 +15,7 @@ from pathlib import Path
 from core import model_folder, models
 from core.engine import load, onnx
 from core.engine.plan import lay_out, make_plan, operations
-from core.engine.rates import keep_rate, known_rate
+from core.engine.rates import keep_rate, known_rate, steady_rate
 from core.formats import STREAMED, stored_bytes
 from core.models import ModelSpec
 from core.options import Estimate, Options
@@ -48,11 +48,15 @@ _LANCZOS_ROWS = 256  # of input that are in work where no network cuts the pictu
 
 @dataclass(frozen=True)
 class _Speed:
-    """The model that will run if nothing goes wrong, where, at how many operations a second; measured or assumed."""
+    """The model that will run if nothing goes wrong, where, at how many operations a second; measured or assumed.
+
+    `steady` is the rate as it usually is (`core.engine.rates.steady_rate`).
+    """
 
     spec: ModelSpec
     device: str
     rate: float
+    steady: float
     measured: bool
 
 
@@ -122,6 +126,7 @@ def estimate(
         device=speed.device,
         measured=speed.measured,
         file_bytes=stored_bytes(format, round(out_pixels * whole), alpha=picture.alpha, bits=picture.bits),
+        mood=speed.steady / speed.rate,
     )
 
 
@@ -142,10 +147,12 @@ def _speed(chain: tuple[str, ...], wish: str, *, deep: bool, measure: bool) -> _
     measured = rate is not None or spec.kind == "lanczos"
     if rate is None:
         rate = DEFAULT_RATES[spec.kind] * (_DEFAULT_CUDA if device == "cuda" else 1)
+    steady = steady_rate(spec, device) or rate
     if deep:  # computed in fp32
         slowdown = _DEEP_SLOWDOWN if _multiplies_bf16(spec, device) else 1
         rate = known_rate(spec, device, deep=True) or rate / slowdown
-    return _Speed(spec, device, rate, measured)
+        steady = steady_rate(spec, device, deep=True) or steady / slowdown
+    return _Speed(spec, device, rate, steady, measured)
 
 
 def _network_work(width: int, height: int, options: Options, speed: _Speed, layers: int, pixel: int) -> _Work:

@@ -153,6 +153,8 @@ class Estimate:
         seconds: wall clock on this machine's device, model loading not counted.
         memory: peak resident bytes of the process.
         file_bytes: size of the result's file, about.
+        mood: how many times longer `seconds` are than usual on this machine, by what was learned of it lately; what is
+            decided by `seconds` / `mood` does not change with other load.
         tiles: pieces of work.
         megapixels: of the input.
         device: "cpu" or "cuda".
@@ -169,6 +171,7 @@ class Estimate:
     device: str
     measured: bool
     file_bytes: int = 0
+    mood: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ MAX_MACHINES = 100
 LAMBDA_GIB_SECOND = 1.66667e-5
 #: Seconds that an estimate waits for a model's numbers where they are being downloaded.
 PATIENCE = 1.0
+#: How much longer than INLINE_SECONDS a request may take in AWS when the machine is slower than usual: API Gateway
+#: waits for 29 seconds.
+_AWS_PATIENCE = 1.25
 
 
 def machines(on_batch: core.Estimate, settings: Settings) -> int:
@@ -41,6 +44,9 @@ def machines(on_batch: core.Estimate, settings: Settings) -> int:
 def route(estimate: core.Estimate, settings: Settings, on_batch: core.Estimate | None = None) -> Backend:
     """Where work of this size runs. A pure function.
 
+    What is answered at once goes by the work, at the machine's usual speed and not by its mood: the same picture is not
+    an answer now and a job in a minute. Limits of AWS go by what is expected now.
+
     Args:
         estimate: what it takes here, or in Lambda.
         settings: the budgets.
@@ -49,8 +55,9 @@ def route(estimate: core.Estimate, settings: Settings, on_batch: core.Estimate |
     Raises:
         core.TooLarge: more than Lambda can do, and there is no Batch, or more than that can do.
     """
+    inline = estimate.seconds / estimate.mood <= settings.inline_seconds
     if settings.local:  # one machine: its worker takes whatever the limits let through
-        return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
+        return Backend.INLINE if inline else Backend.LAMBDA
     fits = estimate.seconds <= settings.lambda_seconds and estimate.memory <= settings.lambda_memory_mb * MIB
     largest = on_batch or estimate
     if not fits and settings.has_batch and fits_batch(largest, machines(largest, settings), settings):
@@ -63,7 +70,8 @@ def route(estimate: core.Estimate, settings: Settings, on_batch: core.Estimate |
             f"and {largest.memory / 1e9:,.1f} GB of memory, "
             f"more than there is here: give a smaller picture or ask for a smaller scale"
         )
-    return Backend.INLINE if estimate.seconds <= settings.inline_seconds else Backend.LAMBDA
+    in_time = estimate.seconds <= _AWS_PATIENCE * settings.inline_seconds
+    return Backend.INLINE if inline and in_time else Backend.LAMBDA
 
 
 def fits_batch(on_batch: core.Estimate | Estimate, shared: int, settings: Settings) -> bool:

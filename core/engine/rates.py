@@ -16,6 +16,9 @@ from core.models import ModelSpec
 
 #: From this much on, a change is worth writing down.
 _NOTABLE_CHANGE = 0.1
+#: How much one picture moves the average behind the steady rate, and how far that goes before the rate follows.
+_STEADY_WEIGHT, _STEADY_BAND = 1 / 32, 1.5
+_STEADY, _AVERAGE = " steady", " average"  # after a key
 
 _measured: dict[str, float] = {}  # by `_key`; what is on disk, and what this process has learned
 
@@ -31,13 +34,35 @@ def known_rate(spec: ModelSpec, device: str, *, deep: bool = False) -> float | N
     Returns:
         Operations a second, or None when nothing was measured yet.
     """
+    return _read().get(_key(spec, device, deep))
+
+
+def steady_rate(spec: ModelSpec, device: str, *, deep: bool = False) -> float | None:
+    """Look up the rate for decisions that must not change with the machine's mood.
+
+    It is what was measured first, until the average of some dozens of runs is another by half: a machine that is busy
+    for a while is no slower machine, and what was decided for a picture is decided for the next one like it.
+
+    Args:
+        spec: the model.
+        device: "cpu" or "cuda".
+        deep: as for `known_rate`.
+
+    Returns:
+        Operations a second, or None when nothing was measured yet.
+    """
+    key = _key(spec, device, deep)
+    return _read().get(key + _STEADY, _measured.get(key))
+
+
+def _read() -> dict[str, float]:
     if not _measured:
         try:
             kept = json.loads(_cache_file().read_text(encoding="utf-8"))
             _measured.update({key: float(value) for key, value in kept.items() if float(value) > 0})
         except (OSError, ValueError, AttributeError, TypeError):
             pass  # nothing measured yet, or a cache that somebody damaged: it is measured anew
-    return _measured.get(_key(spec, device, deep))
+    return _measured
 
 
 def keep_rate(spec: ModelSpec, device: str, rate: float, *, deep: bool = False) -> None:
@@ -49,8 +74,10 @@ def keep_rate(spec: ModelSpec, device: str, rate: float, *, deep: bool = False) 
         rate: operations a second.
         deep: as for `known_rate`.
     """
-    known_rate(spec, device)  # reads what is on disk first, so that it is not lost
-    _measured[_key(spec, device, deep)] = rate
+    key = _key(spec, device, deep)
+    known = _read()  # what is on disk first, so that it is not lost
+    known[key] = rate
+    known.setdefault(key + _STEADY, rate)
     file = _cache_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +97,19 @@ def learn_rate(spec: ModelSpec, device: str, rate: float, *, deep: bool = False)
         rate: operations a second.
         deep: as for `known_rate`.
     """
-    known = known_rate(spec, device, deep=deep)
-    mixed = rate if known is None else (known + rate) / 2
-    if known is None or abs(mixed / known - 1) > _NOTABLE_CHANGE:
+    known, steady = known_rate(spec, device, deep=deep), steady_rate(spec, device, deep=deep)
+    if known is None or steady is None:
+        keep_rate(spec, device, rate, deep=deep)
+        return
+    key = _key(spec, device, deep)
+    average = _measured.get(key + _AVERAGE, steady)
+    # As a factor, and no more than tenfold: twice as fast outweighs half as fast, and no odd run outweighs all others.
+    average *= min(10.0, max(0.1, rate / average)) ** _STEADY_WEIGHT
+    _measured[key + _AVERAGE] = average
+    moved = not 1 / _STEADY_BAND < average / steady < _STEADY_BAND
+    _measured[key + _STEADY] = average if moved else steady
+    mixed = (known + rate) / 2
+    if moved or abs(mixed / known - 1) > _NOTABLE_CHANGE:
         keep_rate(spec, device, mixed, deep=deep)
 
 

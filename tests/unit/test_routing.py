@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import core
 from core import models
+from core.engine import rates
 from handler import options, routing
 from handler.jobs import Backend
 from handler.settings import MIB, Settings
@@ -59,6 +63,33 @@ def test_route(where: dict[str, Any], seconds: float, memory: int, expected: Bac
             routing.route(estimate(seconds, memory), settings(**where))
     else:
         assert routing.route(estimate(seconds, memory), settings(**where)) is expected
+
+
+def test_the_mood_of_a_machine_does_not_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whether a picture is answered at once goes by its work; what is expected now is still said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "_measured", {})
+    spec = models.spec_of("compact-x2")
+    rates.keep_rate(spec, "cpu", 100e9)
+    chance = random.Random(0)
+    sides = (64, 800, 1400, 1500, 1600, 4000)
+    decided = {side: set[Backend]() for side in sides}
+    expected = {side: set[float]() for side in sides}
+    for _ in range(200):
+        rates.learn_rate(spec, "cpu", 100e9 * chance.choice((1, 1, 1, 0.3)))
+        for side in sides:
+            plan = routing.plan(probe(side, side), core.Options(model="compact-x2"), settings(**LOCAL))
+            decided[side].add(plan.route)
+            expected[side].add(plan.seconds)
+    assert all(len(found) == 1 for found in decided.values())
+    assert {next(iter(found)) for found in decided.values()} == {Backend.INLINE, Backend.LAMBDA}
+    assert any(min(found) < 20 < max(found) for found in expected.values()), "by what is expected it would have changed"
+
+
+def test_aws_does_not_wait_for_longer_than_its_gateway() -> None:
+    slow_now = replace(estimate(40), mood=4.0)
+    assert routing.route(slow_now, settings(**LOCAL)) is Backend.INLINE
+    assert routing.route(slow_now, settings(**AWS)) is Backend.LAMBDA
 
 
 def test_plan_says_what_the_core_says() -> None:
