@@ -83,6 +83,7 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
     if workers is not None:
         service.start, service.queued = workers.put, workers.queued
         workers.start()
+    service.most_listeners = min(service.most_listeners, connections.limit() // 4)
     warming = warm(settings, lambda: service.limiter.idle)
     print(_welcome(settings, listener.getsockname()[1]), flush=True)
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.

@@ -1,13 +1,15 @@
 """Whose turn it is: the short before the long, and nobody forever.
 
 By highest response ratio (Hansen 1971): the time that somebody has waited, against the time that their own work takes.
-A short picture soon has a high ratio; a long one gets there too, after a few times its own work.
+A short picture soon has a high ratio; a long one gets there too, after a few times its own work. What one client has
+waiting shares a place: a thousand jobs of one are not before the single job of another.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +40,12 @@ class Turn:
 
 def first(waiting: Sequence[Turn], now: float, at_most: float = math.inf) -> Turn | None:
     """Whose turn it is among those with at most so many seconds of work; None when there is nobody."""
-    return max((turn for turn in waiting if turn.seconds <= at_most), key=lambda turn: turn.ratio(now), default=None)
+    of_client = Counter(turn.client for turn in waiting)
+    return max(
+        (turn for turn in waiting if turn.seconds <= at_most),
+        key=lambda turn: turn.ratio(now) / of_client[turn.client],
+        default=None,
+    )
 
 
 def seconds_until_room(queued: Sequence[Turn], client: str, seconds: float, *, in_all: float, places: int) -> float:

@@ -155,6 +155,11 @@ class GuardedProtocol(H11Protocol):
         self._timer = self.loop.call_later(PACE_SECONDS, self.transport.abort)
 
     @property
+    def _waits(self) -> bool:
+        """Whether it is the client's turn: to ask, to send its body, or to fetch what it asked for."""
+        return self._idle or self.cycle.more_body or self.flow.write_paused
+
+    @property
     def _rank(self) -> tuple[bool, float]:
         """Who goes first when there are too many: who has waited longest without a request, then the slowest body."""
         if self._idle:
@@ -164,7 +169,7 @@ class GuardedProtocol(H11Protocol):
     def _make_room(self) -> None:
         """Close some of the connections that are of least use; requests that are being worked on stay."""
         others = [one for one in self.connections if isinstance(one, GuardedProtocol) and one is not self]
-        unused = sorted((one for one in others if one._idle or one.cycle.more_body), key=lambda one: one._rank)
+        unused = sorted((one for one in others if one._waits), key=lambda one: one._rank)
         ended = unused[: max(1, limit() // 8)] or [self]
         for one in ended:
             one.transport.abort()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from handler import jobs
 from handler.jobs import Job
@@ -83,10 +85,26 @@ def list_jobs(
 )
 async def job_events(request: Request, service: Shared, id: JobId) -> Response:
     """Server-sent events: `job` with the job as JSON, now and at every change, until it has ended."""
+    service.check_listeners(client_of(request))
     first = await run_in_threadpool(find, request, service, id)
-    return StreamingResponse(
-        _events(request, service, first), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    return _EventStream(request, service, first)
+
+
+class _EventStream(StreamingResponse):
+    """The events of a job, counted for as long as they are sent."""
+
+    def __init__(self, request: Request, service: Service, job: Job) -> None:
+        events = _events(request, service, job)
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._service, self._client = service, client_of(request)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        self._service.listeners[self._client] += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._service.listeners -= Counter({self._client: 1})  # nothing is kept of who is gone
 
 
 async def _events(request: Request, service: Service, job: Job) -> AsyncIterator[str]:

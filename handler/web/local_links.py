@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import BinaryIO
 
@@ -18,6 +19,9 @@ from handler.web.service import Service, Shared
 from handler.workspace import workspace
 
 router = APIRouter(include_in_schema=False)
+
+#: A part of a file, or several (RFC 9110, 14.1.2).
+_RANGE = re.compile(r"bytes=\s*((\d+)-(\d*)|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.ASCII)
 
 
 @router.post(UPLOAD_PATH)
@@ -42,11 +46,19 @@ def send_download(request: Request, service: Shared, token: str = "") -> Respons
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if found.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
+    if not _is_range(request.headers.get("range", "")):  # it is passed over (RFC 9110, 14.2)
+        request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
     return FileResponse(
         local.path(grant.key),
         media_type=found.content_type,
         headers={**headers, "Content-Disposition": content_disposition(grant.filename)},
     )
+
+
+def _is_range(wanted: str) -> bool:
+    """Whether a Range header is one that a server must understand."""
+    found = _RANGE.fullmatch(wanted)
+    return found is not None and not (found[3] and int(found[3]) < int(found[2]))
 
 
 def _grant_upload(service: Service, token: str) -> None:

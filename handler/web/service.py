@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 2.0
 #: Requests that wait for the download of a model at the same time.
 DOWNLOADS = 4
+#: Who may follow jobs by events at the same time; one client a quarter of them. Each holds a connection.
+LISTENERS = 128
 #: Previews that may wait for the one in work.
 PREVIEWS = 16
 #: Pictures that are fetched by their URL at the same time, and that may wait for that: no more threads hang on servers
@@ -46,6 +49,7 @@ class Service:
         downloads: threads that wait for models.
         headers: threads that have headers read, each by a process that may hold much of the file in memory.
         queued: gives the jobs that wait or are worked on here; nothing where something else counts them.
+        listeners: by client, who follows a job by events; at most `most_listeners` together.
         limiter: pictures that are answered with the result itself.
         previews: previews; each holds a whole picture in memory, so one at a time.
         fetches: pictures that are fetched by their URL.
@@ -63,6 +67,8 @@ class Service:
         self.stopping = threading.Event()
         self.downloads = CapacityLimiter(DOWNLOADS)
         self.headers = CapacityLimiter(settings.max_concurrency + 1)
+        self.listeners: Counter[str] = Counter()
+        self.most_listeners = LISTENERS
         self._given = storage
         self._checking = threading.Lock()
         self._check_again, self._works = 0.0, True
@@ -87,6 +93,16 @@ class Service:
         if wait:
             later = str(math.ceil(wait))
             raise Problem("busy", f"too many jobs are queued: try again in {later} s", {"Retry-After": later})
+
+    def check_listeners(self, client: str) -> None:
+        """Whether one more may follow a job by events.
+
+        Raises:
+            Problem (busy).
+        """
+        most = self.most_listeners
+        if self.listeners.total() >= most or self.listeners[client] >= max(1, most // 4):
+            raise Problem("busy", "too many follow jobs at the moment: ask for the job itself", {"Retry-After": "5"})
 
     def storage_works(self) -> bool:
         """Whether the directory of local mode can be written to; looked at every few seconds at most."""

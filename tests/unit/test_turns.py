@@ -35,6 +35,14 @@ def test_nobody_starves(works: list[float], short: float) -> None:
         assert now < 10 * bound
 
 
+def test_a_storm_of_one_client_is_not_before_the_one_job_of_another() -> None:
+    waiting = [Turn(str(number), "a", 30, 0.0) for number in range(100)]
+    mine = Turn("mine", "b", 30, 10.0)
+    assert first([*waiting, mine], 10.0) is not mine, "somebody who has just come waits, too"
+    assert first([*waiting, mine], 30.0) is mine
+    assert first([*waiting, Turn("long", "b", 600, 10.0)], 1000.0) == Turn("long", "b", 600, 10.0)
+
+
 def test_room() -> None:
     queued = [Turn("1", "a", 30, 0), Turn("2", "b", 60, 0)]
     assert seconds_until_room(queued, "c", 10, in_all=100, places=1) == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 import core
@@ -35,7 +36,13 @@ def served(
     settings: Settings, storage: Storage | None = None, start: Callable[[str], None] = lambda _: None, **config: Any
 ) -> Iterator[httpx.Client]:
     """A running server, and a client that knows its address; `config` is uvicorn's."""
-    app = build(settings, storage, start)
+    with serving(build(settings, storage, start), **config) as client:
+        yield client
+
+
+@contextmanager
+def serving(app: FastAPI, **config: Any) -> Iterator[httpx.Client]:
+    """The same of an application."""
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False, **config))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import time
 from pathlib import Path
 
 import httpx
@@ -11,8 +13,20 @@ from PIL import Image
 
 from handler import jobs
 from handler.storage import LocalStorage
+from handler.web.app import build
 from handler.web.preferences import accepted, preferred
-from tests.integration.web.support import FORM, PNG, WANTED, check_problem, finished, local, picture, send, served
+from tests.integration.web.support import (
+    FORM,
+    PNG,
+    WANTED,
+    check_problem,
+    finished,
+    local,
+    picture,
+    send,
+    served,
+    serving,
+)
 
 
 def part(disposition: str, data: bytes = PNG, end: bytes = b"\r\n--x--\r\n") -> bytes:
@@ -87,6 +101,12 @@ def test_a_result_is_not_sent_twice_and_its_link_dies(client: httpx.Client, fold
     assert client.head(job["result_url"]).headers["content-length"] == str(len(first.content))
     part = client.get(job["result_url"], headers={"range": "bytes=0-3"})
     assert (part.status_code, part.content) == (206, first.content[:4])
+    for odd in ("bytes=5-2", "bytes=a-b", "pixels=0-3", "bytes="):
+        whole = client.get(job["result_url"], headers={"range": odd})
+        assert (whole.status_code, whole.content) == (200, first.content), "what is no range is passed over"
+    assert client.get(job["result_url"], headers={"range": "bytes=99999999-"}).status_code == 416
+    since = {"range": "bytes=0-3", "if-range": '"another"'}
+    assert client.get(job["result_url"], headers=since).status_code == 200
 
     assert client.delete(f"/jobs/{created['id']}").status_code == 200
     check_problem(client.get(f"/jobs/{created['id']}"), 404, "job_not_found")
@@ -174,6 +194,26 @@ def test_events_of_a_job(client: httpx.Client) -> None:
         states = [line.split('"state": "')[1].split('"')[0] for line in lines if line.startswith("data: ")]
     assert states[0] == "awaiting_upload"
     assert states[-1] == "succeeded"
+
+
+def test_listeners_leave_room_for_others(tmp_path: Path) -> None:
+    """Issue 16: each holds a connection for up to an hour, and connections are few."""
+    app = build(local(tmp_path))
+    app.state.service.most_listeners = 8
+    with serving(app) as client, contextlib.ExitStack() as stack:
+        id = client.post("/jobs", json=WANTED).json()["id"]
+
+        def listen() -> httpx.Response:
+            return stack.enter_context(client.stream("GET", f"/jobs/{id}/events"))
+
+        assert [listen().status_code for _ in range(4)] == [200, 200, 503, 503], "a quarter is for one client"
+        assert int(client.get(f"/jobs/{id}/events").headers["retry-after"]) > 0
+        stack.close()
+        for _ in range(100):
+            if not app.state.service.listeners:
+                break
+            time.sleep(0.05)
+        assert not app.state.service.listeners, "who hangs up gives the place back"
 
 
 def test_a_picture_of_any_name_of_its_format(client: httpx.Client) -> None:
