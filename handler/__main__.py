@@ -71,8 +71,6 @@ def main() -> int:
 
 
 def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> None:
-    import uvicorn
-
     from handler import api, webhook
     from handler.local import Workers
     from handler.web import connections
@@ -89,36 +87,23 @@ def _serve(settings: Settings, storage: Storage, listener: socket.socket) -> Non
     # uvicorn sends itself the signal again when it has stopped; what is left to do then is below.
     signal.signal(signal.SIGTERM, _exit)
 
+    asked: list[float] = []  # when it was asked to stop
+
     def stopping() -> None:
+        asked.append(time.monotonic())
         service.stopping.set()
         if workers is not None:
             workers.ask_to_stop()
 
-    server = connections.Server(
-        uvicorn.Config(
-            api.app,
-            http=connections.GuardedProtocol,
-            backlog=connections.backlog(),
-            # A header that anybody can send must not choose whom the rate limit counts.
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,  # handler.web.guard logs requests, with their ids
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        ),
-        stopping,
-    )
+    server = connections.Server(connections.configure(api.app, settings, GRACE_SECONDS), stopping)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
-        end = time.monotonic() + GRACE_SECONDS
+        end = min([time.monotonic(), *asked]) + GRACE_SECONDS  # one time for answers and tiles
         if workers is not None:
-            workers.stop(GRACE_SECONDS)
+            workers.stop(max(0.0, end - time.monotonic()))
         webhook.wait(max(1.0, end - time.monotonic()))
         if warming is not None:
             warming.join(max(0.0, end - time.monotonic()))
@@ -142,16 +127,17 @@ def settings_table() -> str:
 
 
 def _wrong_model(settings: Settings) -> str:
-    """Why MODEL or WARM_MODEL can never be had, as a line; empty when it can, or the hub has to be asked for it."""
+    """Why MODEL or WARM_MODEL cannot be had, as a line; empty when it can. The hub is asked about what is not here."""
     for setting, given in (("MODEL", settings.model), ("WARM_MODEL", settings.warm_model)):
         name = options.in_models_dir(given, settings)
-        if not name or name == "none" or name.startswith("s3://"):
+        if not name or name in models.MODELS or name == "none" or name.startswith("s3://"):
             continue
-        if Path(name).exists() or name.count("/") != 1 or name.startswith(("/", ".", "~")):
-            try:
-                models.fetch(models.spec_of(name)) if name not in models.MODELS else None
-            except ModelError as error:
-                return f"{setting}: {error}"
+        try:
+            spec = models.spec_of(name)
+            if Path(name).exists():
+                models.fetch(spec)
+        except ModelError as error:
+            return f"{setting}: {error}"
     return ""
 
 

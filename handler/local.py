@@ -138,8 +138,8 @@ class Workers:
                     removed = self._storage.sweep(jobs.utc_now() - timedelta(days=self._settings.job_ttl_days))
                     if removed:
                         log.info("%d expired objects removed", removed)
-            except StorageError:
-                log.exception("the store could not be looked through")
+            except StorageError as error:
+                log.error("the store fails: %s: %s", error, error.__cause__)
             # A job whose worker hangs is free when its lease has run out, so that is how often to look.
             if self._stop.wait(self._settings.lease_seconds):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -15,6 +16,31 @@ NAMESPACE = "Upscaler"
 SERVICE = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "upscaler")
 FILE_BYTES = 5_000_000
 FILES = 4
+
+
+class _LogFile(RotatingFileHandler):
+    """A file that is made again where somebody has removed it; where it cannot be written, that is said once."""
+
+    _fails = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        if self.stream is not None and not Path(self.baseFilename).exists():
+            self.close()
+            self.stream = None  # type: ignore[assignment]
+        if self.stream is None:
+            with suppress(OSError):  # opening it says what is wrong
+                Path(self.baseFilename).parent.mkdir(exist_ok=True)
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """What went wrong is no line of a log that cannot be written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._fails:
+            self._fails = True
+            print(f"error: the log cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def setup(level: str, file: Path | None = None) -> None:
@@ -33,7 +59,7 @@ def setup(level: str, file: Path | None = None) -> None:
         terminal.setLevel(logging.WARNING)
         terminal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         file.parent.mkdir(parents=True, exist_ok=True)
-        rotated = RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
+        rotated = _LogFile(file, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
         rotated.setFormatter(lines)
         handlers.append(rotated)
     # force: Lambda's runtime has put a handler there that would write every line a second time.

@@ -18,6 +18,8 @@ _MARKER_TEXT = "Pictures and jobs of serverless-upscaler lie here; what has expi
 #: What versions before the marker have made, at the top of their directory.
 _BEFORE_MARKER = frozenset({".tmp", ".locks", ".types", ".secret", ".logs", "jobs", "uploads", "results"})
 _UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: What a server that runs makes again when its directory was emptied or came back empty.
+_AT_ANY_TIME = frozenset({".logs", ".servers"})
 #: The prefixes of what expires, and what the service's keys look like there: see `handler.jobs.document`.
 EXPIRING = {
     "jobs/": re.compile(rf"jobs/{_UUID}\.json"),
@@ -50,7 +52,7 @@ def claim(root: Path) -> None:
     marker = root / MARKER
     if marker.exists():
         return
-    names = {path.name for path in root.iterdir()}
+    names = {path.name for path in root.iterdir()} - _AT_ANY_TIME
     # Whoever makes the directory at the same time writes the mark first, so the mark is there when anything else is.
     if names and not (".locks" in names and names <= _BEFORE_MARKER) and not marker.exists():
         raise ForeignDirectory(

@@ -19,7 +19,10 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from handler.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,30 @@ def backlog() -> int:
     return max(8, limit() // 4)
 
 
+def configure(app: ASGIApp, settings: Settings, grace_seconds: int) -> uvicorn.Config:
+    """How the server of local mode runs the application.
+
+    Args:
+        app: the application.
+        settings: TRUSTED_PROXIES.
+        grace_seconds: for answers that are on their way when the server is stopped.
+    """
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        backlog=backlog(),
+        # A header that anybody can send must not choose whom the rate limit counts.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,  # handler.web.guard logs requests, with their ids
+        server_header=False,
+        timeout_graceful_shutdown=grace_seconds,
+    )
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which says at once that it was asked to stop, and not only when the last answer is out.
 
@@ -78,6 +105,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
         self._received = self._seen = 0
+        self._sacrificed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room, and start the clock."""
@@ -168,9 +196,13 @@ class GuardedProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close some of the connections that are of least use; requests that are being worked on stay."""
-        others = [one for one in self.connections if isinstance(one, GuardedProtocol) and one is not self]
-        unused = sorted((one for one in others if one._waits), key=lambda one: one._rank)
+        # One that was closed is there until the loop comes to it, and many connections may come before that.
+        others = [one for one in self.connections if isinstance(one, GuardedProtocol) and not one._sacrificed]
+        if len(others) <= limit():
+            return
+        unused = sorted((one for one in others if one._waits and one is not self), key=lambda one: one._rank)
         ended = unused[: max(1, limit() // 8)] or [self]
         for one in ended:
+            one._sacrificed = True
             one.transport.abort()
-        log.warning("%d connections: the %d of least use are closed", len(self.connections), len(ended))
+        log.warning("%d connections: the %d of least use are closed", len(others), len(ended))

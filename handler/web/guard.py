@@ -121,6 +121,8 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             if problem is None:
                 log.exception("unexpected failure", extra={"request_id": request_id})
                 problem = Problem("internal_error")
+            elif isinstance(error, OSError):
+                log.error("%s", error, extra={"request_id": request_id})
             if started:  # the status is out already: all that is left is to break off
                 raise
             await problems.response(problem, request_id)(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,12 @@ DETAIL_HIDDEN: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+_NO_FILES = ("busy", "too much work at the moment: try again in 5 s")
+_NO_ROOM = ("storage_unavailable", "there is no room for pictures at the moment: try again in 5 s")
+#: What this machine has no more of, by the system's number of the error.
+_FULL = {errno.EMFILE: _NO_FILES, errno.ENFILE: _NO_FILES, errno.ENOSPC: _NO_ROOM, errno.EDQUOT: _NO_ROOM}
+
+
 def problem_of(error: Exception) -> Problem | None:
     """The problem that an exception means to a client; None for a defect of ours."""
     if isinstance(error, Problem):
@@ -182,6 +189,8 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem("malformed_request", "the request ended early")
     if isinstance(error, HTTPException):
         return _from_framework(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Problem(*_FULL[error.errno], {"Retry-After": "5"})
     for kind, code in (*DETAIL_SHOWN, *DETAIL_HIDDEN):
         if isinstance(error, kind):
             detail = str(error) if (kind, code) in DETAIL_SHOWN else ""

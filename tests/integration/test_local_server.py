@@ -58,8 +58,8 @@ class Running:
         return int(found[1]) * 1024
 
 
-def start(folder: Path, **settings: str) -> subprocess.Popen[str]:
-    """The server on a free port, all of its files under the folder."""
+def start(folder: Path, *, first: str = "", **settings: str) -> subprocess.Popen[str]:
+    """The server on a free port, all of its files under the folder; Python code may come first in its process."""
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     environment = {
@@ -72,14 +72,15 @@ def start(folder: Path, **settings: str) -> subprocess.Popen[str]:
         "PORT": "0",
         **settings,
     }
-    command = [sys.executable, "-m", "handler"]
+    code = f"import sys; from handler import __main__ as server; {first}; sys.exit(server.main())"
+    command = [sys.executable, *(["-c", code] if first else ["-m", "handler"])]
     with (folder / "stderr").open("a") as stderr:
         return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
 
 @contextmanager
-def running(folder: Path, **settings: str) -> Iterator[Running]:
-    process = start(folder, **settings)
+def running(folder: Path, *, first: str = "", **settings: str) -> Iterator[Running]:
+    process = start(folder, first=first, **settings)
     try:
         assert process.stdout
         welcome = process.stdout.readline() + process.stdout.readline()
@@ -254,11 +255,11 @@ def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
     assert list(mine.parent.iterdir()) == [mine]
 
 
-@pytest.mark.parametrize("name", ["photo-x3", "/nowhere"])
+@pytest.mark.parametrize("name", ["photo-x3", "/nowhere", "no/such"])
 def test_a_model_that_there_cannot_be_stops_the_start(tmp_path: Path, name: str) -> None:
     code, said = ends(tmp_path, MODEL=name)
     assert code == 2
-    assert re.match(rf"error: MODEL: .*{name}", said)
+    assert re.fullmatch(rf"error: MODEL: .*{name}.*\n", said)
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ def served(
 
 
 @contextmanager
-def serving(app: FastAPI, **config: Any) -> Iterator[httpx.Client]:
-    """The same of an application."""
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False, **config))
+def serving(app: FastAPI, as_it_is: uvicorn.Config | None = None, **config: Any) -> Iterator[httpx.Client]:
+    """The same of an application, or all of a configuration."""
+    usual: dict[str, Any] = {"lifespan": "off", "ws": "none", "log_config": None, "access_log": False}
+    server = uvicorn.Server(as_it_is or uvicorn.Config(app, **usual, **config))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from handler.web import connections
-from tests.integration.web.support import PNG, local, served
+from handler.web.app import build
+from tests.integration.web.support import PNG, local, served, serving
 
 HALF = b"POST /upscale HTTP/1.1\r\nHost: a\r\nX-Half: "
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n\r\n"
@@ -68,6 +69,28 @@ def test_hundreds_of_slow_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
 
 
+def test_many_that_come_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same few were chosen again for each that came before the loop had closed them: connections grew on."""
+    monkeypatch.setattr(connections, "limit", lambda: 8)
+    open_now: set[object] = set()
+    most = 0
+
+    class Counted(connections.GuardedProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            nonlocal most
+            open_now.add(self)
+            super().connection_made(transport)
+            most = max(most, len([one for one in open_now if not one._sacrificed]))  # type: ignore[attr-defined]
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            open_now.discard(self)
+            super().connection_lost(exc)
+
+    with served(local(tmp_path), http=Counted, backlog=64) as client, slow_clients(client, 60, HALF):
+        assert httpx.get(client.base_url.join("/health"), timeout=30, trust_env=False).status_code == 200
+    assert 8 <= most <= 9
+
+
 def test_a_body_that_comes_in_pieces_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PACE_SECONDS", 0.5)
     monkeypatch.setattr(connections, "PACE_BYTES", 1)
@@ -100,5 +123,34 @@ def test_the_last_piece_of_an_answer_does_not_wait(tmp_path: Path) -> None:
     assert all(found)
 
 
+@pytest.mark.parametrize(
+    ("trusted", "asked", "counted"),
+    [
+        ("", ["198.51.100.1", "198.51.100.2"], [200, 429]),  # from whom nobody trusts: it is one client
+        ("127.0.0.1", ["198.51.100.1", "198.51.100.2", "198.51.100.1"], [200, 200, 429]),
+        # A chain: what the last proxy that is trusted was given by, whatever its client claims of others.
+        ("127.0.0.1", ["203.0.113.9, 198.51.100.1", "203.0.113.8, 198.51.100.1"], [200, 429]),
+        (
+            "127.0.0.1, 10.0.0.0/8",
+            ["198.51.100.1, 10.1.2.3", "198.51.100.2, 10.1.2.3", "x, 198.51.100.2"],
+            [200, 200, 429],
+        ),
+        ("127.0.0.1", ["", "198.51.100.1"], [200, 200]),
+    ],
+)
+def test_whom_the_rate_limit_counts(tmp_path: Path, trusted: str, asked: list[str], counted: list[int]) -> None:
+    """Issue 16: X-Forwarded-For from this machine went around the limit."""
+    settings = local(tmp_path, rate_limit="1/hour", trusted_proxies=trusted)
+    app = build(settings)
+    with serving(app, connections.configure(app, settings, 1)) as client:
+        for forwarded, code in zip(asked, counted, strict=True):
+            headers = {"x-forwarded-for": forwarded, "forwarded": "for=192.0.2.7", "x-real-ip": "192.0.2.8"}
+            answer = client.post("/estimate", json={"width": 10, "height": 10}, headers=headers)
+            assert answer.status_code == code, forwarded
+
+
 def guarded() -> dict[str, Any]:
-    return {"http": connections.GuardedProtocol, "backlog": 16}
+    return {
+        "http": connections.GuardedProtocol,
+        "backlog": 128,
+    }  # where more wait than that, the system tries again after a second

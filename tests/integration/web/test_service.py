@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
@@ -149,6 +150,22 @@ def test_a_defect_shows_nothing_of_the_inside(tmp_path: Path, caplog: pytest.Log
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.__dict__["request_id"] == answer.json()["request_id"]
     assert "the secret" in str(record.exc_info)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EMFILE, "busy"), (errno.ENOSPC, "storage_unavailable"), (errno.EIO, "internal_error")]
+)
+def test_what_the_machine_has_no_more_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int, code: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, "the cause")
+
+    monkeypatch.setattr(core, "probe", fail)
+    with served(local(tmp_path)) as client:
+        answer = client.post("/upscale", files={"file": ("a.png", PNG)})
+        assert "cause" not in check_problem(answer, 500 if code == "internal_error" else 503, code)
+    assert "the cause" in caplog.text
 
 
 def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
