@@ -26,8 +26,8 @@ class _LogFile(RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         if self.stream is not None and not Path(self.baseFilename).exists():
-            self.close()
-            self.stream = None  # type: ignore[assignment]
+            self.stream.close()
+            self.stream = None
         if self.stream is None:
             with suppress(OSError):  # opening it says what is wrong
                 Path(self.baseFilename).parent.mkdir(exist_ok=True)

@@ -27,10 +27,7 @@ class RequestOptions(BaseModel):
     """The options of one request; what is left out is chosen by the service."""
 
     # The ranges are for the description only: `core.Options` checks them, and says it in better words.
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"not": {"anyOf": [{"required": ["scale", side]} for side in ("width", "height")]}},
-    )
+    model_config = ConfigDict(extra="forbid")
 
     model: str | SkipJsonSchema[None] = Field(
         default=None,

@@ -16,17 +16,8 @@ pytestmark = pytest.mark.slow
 def test_the_service_is_what_it_describes(tmp_path: Path) -> None:
     """No 5xx, nothing undescribed in an answer, and what the description forbids is refused."""
     program = binary("st")
-    # That what the schema allows is accepted holds for JSON: that a file is a picture, that a query and a form do not
-    # contradict each other, and what another page said, no schema says.
-    unsaid = ("/upscale", "/preview", "/jobs")
-    (tmp_path / "schemathesis.toml").write_text(
-        "".join(
-            f'[[operations]]\ninclude-path = "{path}"\ninclude-method = "{method}"\n'
-            "checks.positive_data_acceptance.enabled = false\n"
-            for path, method in zip(unsaid, ("POST", "POST", "GET"), strict=True)
-        )
-    )
-    how = ["--phases=examples,coverage,fuzzing", "--no-color"]
+    # Not `positive_data_acceptance`: that scale excludes width, and that a file is a picture, no schema says.
+    how = ["--phases=examples,coverage,fuzzing", "--exclude-checks=positive_data_acceptance", "--no-color"]
     with running(tmp_path, RATE_LIMIT="none", WARM_MODEL="none") as server:
         done = subprocess.run(
             [program, "run", f"{server.client.base_url}/openapi.json", "--max-examples=5", "--seed=1", *how],
