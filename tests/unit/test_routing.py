@@ -75,7 +75,7 @@ def test_the_mood_of_a_machine_does_not_decide(monkeypatch: pytest.MonkeyPatch, 
     sides = (64, 800, 1400, 1500, 1600, 4000)
     decided = {side: set[Backend]() for side in sides}
     expected = {side: set[float]() for side in sides}
-    for _ in range(200):
+    for _ in range(60):
         rates.learn_rate(spec, "cpu", 100e9 * chance.choice((1, 1, 1, 0.3)))
         for side in sides:
             plan = routing.plan(probe(side, side), core.Options(model="compact-x2"), settings(**LOCAL))
