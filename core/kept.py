@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +136,7 @@ class FolderStore:
 
 
 @contextmanager
-def kept_bands(target: Path, key: str) -> Iterator[KeptBands | None]:
+def kept_bands(target: Path, key: str, room: int = 0) -> Iterator[KeptBands | None]:
     """The bands that an earlier run for the same result kept, and a place for more.
 
     The folder is removed when the caller is done, and stays when it was interrupted.
@@ -143,9 +144,11 @@ def kept_bands(target: Path, key: str) -> Iterator[KeptBands | None]:
     Args:
         target: the file that will be made.
         key: of all that the bands depend on; see `key_of`.
+        room: bytes that the file and all its bands may take. A disk that has not as much is left to the file alone.
 
     Yields:
-        The bands, or None where nothing can be kept: the folder cannot be written, or another run is at work in it.
+        The bands, or None where nothing can be kept: the folder cannot be written, there is no room for it, or another
+        run is at work in it.
     """
     target = Path(os.path.realpath(target))
     start = os.fsdecode(os.fsencode(target.name)[:200])  # a name ends at 255 bytes, not characters
@@ -161,6 +164,11 @@ def kept_bands(target: Path, key: str) -> Iterator[KeptBands | None]:
             yield None
             return
         try:
+            there = sum(path.stat().st_size for path in folder.iterdir())
+            if shutil.disk_usage(folder).free + there < room:
+                _remove(folder)
+                yield None
+                return
             if not _has_key(folder, key):
                 _empty(folder)
                 _write(folder / "key", key.encode())

@@ -83,7 +83,10 @@ def upscale(
 
             def beside(facts: tuple[object, ...], machine: tuple[object, ...], _count: int) -> KeptBands | None:
                 key = key_of(*_identity(source), header, facts, machine)
-                return stack.enter_context(kept_bands(target, key))
+                pixels = _pixels_at_most(header, options, 1)
+                raw = pixels * (3 + header.alpha) * (2 if header.bits > 8 else 1)
+                room = raw + stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits)
+                return stack.enter_context(kept_bands(target, key, room))
 
             keep = Keep(beside) if keeping is None else _kept_elsewhere(keeping, header)
             return _run(source, header, options, limits, progress, stream, format, keep)

@@ -70,11 +70,12 @@ class JobBands:
 
     def write(self, name: str, data: bytes) -> None:
         """See `core.BandStore`."""
-        try:
+        if self.needed:
             self.repeat(lambda: self.storage.put(self.prefix + name, data, CONTENT_TYPE))
-        except StorageError:
-            if self.needed:
-                raise
+            return
+        try:
+            self.storage.put(self.prefix + name, data, CONTENT_TYPE)
+        except StorageError:  # and the work does not wait until it could be
             log.warning("band %s%s is not kept", self.prefix, name, exc_info=True)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from handler.workspace import workspace
 
 log = logging.getLogger(__name__)
 
+#: Of the result, at most.
+_PIXEL_BYTES = 8
 #: How often Lambda delivers an event at most.
 TRIES = 3
 
@@ -143,10 +146,17 @@ class _Attempt(Attempt):
         """Whether events bring the job here, and only `TRIES` times; a local worker looks for its jobs itself."""
         return self.backend is Backend.LAMBDA and not self.settings.local
 
-    @property
-    def keeps(self) -> bool:
-        """Whether finished bands of long work are kept; what Lambda has the time for is not long."""
-        return self.backend is Backend.BATCH or self.settings.local
+    def keeps(self, width: int, height: int) -> bool:
+        """Whether finished bands of long work are kept; what Lambda has the time for is not long.
+
+        Args:
+            width: of the result, pixels.
+            height: of the result, pixels.
+        """
+        if not self.settings.local:
+            return self.backend is Backend.BATCH
+        # On one disk there may be bands, the result as it is written, and its copy in the store.
+        return shutil.disk_usage(self.settings.data_dir).free > 3 * _PIXEL_BYTES * width * height
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
@@ -233,6 +243,7 @@ def _work(attempt: _Attempt) -> Job:
     version = attempt.with_retries(lambda: check_version(storage, job))
     header = attempt.with_retries(lambda: remote_file.probe(storage, job.input.key, settings))
     _plan(attempt, header, chosen)
+    keeps = attempt.keeps(*chosen.output_size(header.width, header.height))
 
     with workspace() as folder:
         source, output = folder / "input", folder / "output"
@@ -246,7 +257,7 @@ def _work(attempt: _Attempt) -> Job:
             output=output,
             limits=options.limits(settings),
             progress=attempt.progress,
-            keeping=bands.keeping(storage, job, version, attempt.with_retries) if attempt.keeps else None,
+            keeping=bands.keeping(storage, job, version, attempt.with_retries) if keeps else None,
         )
         for note in made.notes:
             log.info("job %s: %s", job.id, note)

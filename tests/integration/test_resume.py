@@ -36,6 +36,7 @@ def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "data").mkdir()
     return configured(tmp_path, lease_seconds=0.3, tile_size=48)
 
 

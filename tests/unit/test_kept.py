@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +266,53 @@ def test_a_store_that_says_so_ends_the_run(source: Path, tmp_path: Path, monkeyp
     with pytest.raises(LookupError, match="the store failed"):
         core.upscale(source, options, output=tmp_path / "out.tif", keeping=core.Keeping(lambda *_: Down(), "1"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of resources on Windows")
+def test_a_disk_that_fills_at_ninety_percent_leaves_bands_and_no_result(source: Path, tmp_path: Path) -> None:
+    """The limit of a file's size stands in for the end of the disk: bands have room, the whole result has not."""
+    target = tmp_path / "out.png"
+    asked = [str(source), "-o", str(target), "--tile", "48", "--device", "cpu", "--model", "compact-x2", "--quiet"]
+    options = core.Options(tile=48, device="cpu", model="compact-x2", format="png")
+    expected = core.upscale(source, options).data
+    assert expected
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2);"
+    code += "from core import enlarge; import core.__main__ as command; enlarge.KEPT_WORK = 0;"
+    code += "sys.exit(command.main(sys.argv[2:]))"
+
+    def run(most: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(most), *asked], cwd=ROOT, timeout=120, capture_output=True, text=True
+        )
+
+    full = run(len(expected) * 9 // 10)
+    assert full.returncode == 5, full.stderr
+    assert "Traceback" not in full.stderr
+    left = {path.name for path in tmp_path.iterdir()} - {".upscale.jsonl"}
+    assert left == {".out.png.part", "in.tif"}
+    kept = kept_in(tmp_path / ".out.png.part")
+    assert len(kept) >= 2
+    assert run(1 << 30).returncode == 0
+    assert target.read_bytes() == expected
+    assert not (tmp_path / ".out.png.part").exists()
+
+
+def test_a_disk_with_room_for_the_result_alone_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else bands of the first run would fill it, and the second would find no room for the result."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with kept_bands(tmp_path / "out.png", "key", 1001) as bands:
+        assert bands is None
+    assert list(tmp_path.iterdir()) == []
+
+    def killed() -> None:
+        with kept_bands(tmp_path / "out.png", "key", 1000) as bands:
+            assert bands is not None
+            bands.save(0, np.zeros((9, 9, 3), np.uint8))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    with kept_bands(tmp_path / "out.png", "key", 1010) as bands:  # with what the band takes
+        assert bands is not None
+        assert 0 in bands
