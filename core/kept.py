@@ -90,13 +90,18 @@ class KeptBands:
         if signature != _SIGNATURE or numbers[0] != index or not right:
             return None
         _, rows, width, channels, size = numbers
-        return np.frombuffer(zlib.decompress(packed), f"u{size}").reshape(rows, width, channels)
+        rises = np.frombuffer(zlib.decompress(packed), f"<u{size}").reshape(rows, width, channels)
+        return np.cumsum(rises, axis=0, dtype=f"u{size}")
 
     def save(self, index: int, band: Samples) -> None:
         """Keep a band. Where that cannot be done (a full disk), nothing is kept from here on."""
         if self._full:
             return
-        packed = zlib.compress(np.ascontiguousarray(band).data, _LEVEL)
+        # As the difference of each row from the one above, a photo takes half the room and half the time.
+        rises = np.empty(band.shape, band.dtype.newbyteorder("<"))
+        rises[:1] = band[:1]
+        np.subtract(band[1:], band[:-1], out=rises[1:], casting="unsafe")
+        packed = zlib.compress(rises.data, _LEVEL)
         numbers = (index, *band.shape, band.dtype.itemsize)
         head = _HEAD.pack(_SIGNATURE, *numbers, zlib.crc32(packed, zlib.crc32(repr(numbers).encode())))
         try:
