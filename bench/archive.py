@@ -232,7 +232,8 @@ def main() -> None:
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         # Nobody takes a lease over here but the second run, which then need not wait long.
-        settings = Settings(data_dir=Path(folder), bucket="", lease_seconds=2)
+        # Decoding is as in a container of AWS, in the same process; the store is not asked for by the bucket's name.
+        settings = Settings(data_dir=Path(folder), bucket="simulated", lease_seconds=2)
         for kill_at in (-1, given.pictures // 2):
             store = Scans(given.pictures, kill_at)
             names = ["in one run"] if kill_at < 0 else ["killed half-way", "and started again"]

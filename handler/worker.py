@@ -155,8 +155,12 @@ class _Attempt(Attempt):
         """
         if not self.settings.local:
             return self.backend is Backend.BATCH
+        try:
+            free = shutil.disk_usage(self.settings.data_dir).free
+        except OSError:
+            return False
         # On one disk there may be bands, the result as it is written, and its copy in the store.
-        return shutil.disk_usage(self.settings.data_dir).free > 3 * _PIXEL_BYTES * width * height
+        return free > 3 * _PIXEL_BYTES * width * height
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
