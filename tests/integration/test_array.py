@@ -394,13 +394,13 @@ def test_a_part_of_a_tiff_reads_its_strips_only(store: LocalStorage, settings: S
     aws = settings.model_copy(update={"bucket": "b", "tile_size": 64})  # a container decodes in its own process
     job = split(store, data)
     reading = Reading(store)
-    array_child.run_part(reading, aws, job.id, (5, 6), retry_delays=AT_ONCE)  # type: ignore[arg-type]
+    array_child.run_part(reading, aws, job.id, (5, 6), retry_delays=AT_ONCE)
     assert bands(store, job)
     assert reading.count < len(data) / 2
 
     changed = split(store, data)
     reading = Reading(store)
     reading.before = lambda: reading.count > 150_000 and store.put(changed.input.key, data, "image/tiff")
-    left = array_child.run_part(reading, aws, changed.id, (5, 6), retry_delays=AT_ONCE)  # type: ignore[arg-type]
+    left = array_child.run_part(reading, aws, changed.id, (5, 6), retry_delays=AT_ONCE)
     assert left.error
     assert left.error.code == "upload_replaced", "another version, even of the same pixels"
