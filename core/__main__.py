@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strip", action="store_true", help="leave out metadata, keep the colour profile")
     parser.add_argument("--drop-gps", action="store_true", help="leave out coordinates, and places by name")
     parser.add_argument("--keep-size", action="store_true", help="keep the printed size (the number of dots an inch)")
+    parser.add_argument(
+        "--pyramid", action="store_true", help="a TIFF of tiles, with smaller copies for viewers (a pyramid)"
+    )
     parser.add_argument("--exact", action="store_true", help="tiles equal to the untiled result for every model")
     parser.add_argument("--tile", type=int, help="side of a tile in pixels")
     parser.add_argument("--halo", type=int, help="context around a tile in pixels")
@@ -221,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             strip=parsed.strip,
             drop_gps=parsed.drop_gps,
             keep_size=parsed.keep_size,
+            pyramid=parsed.pyramid,
         )
         options = model_folder.fit_scale(options)
         limits = _limits(parsed.max_megapixels)

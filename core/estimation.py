@@ -125,7 +125,9 @@ def estimate(
         megapixels=in_pixels / 1e6,
         device=speed.device,
         measured=speed.measured,
-        file_bytes=stored_bytes(format, round(out_pixels * whole), alpha=picture.alpha, bits=picture.bits),
+        file_bytes=stored_bytes(
+            format, round(out_pixels * whole), alpha=picture.alpha, bits=picture.bits, pyramid=options.pyramid
+        ),
         mood=speed.steady / speed.rate,
     )
 

@@ -63,7 +63,7 @@ READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 ANIMATED, PAGED = frozenset({"png", "webp", "avif"}), frozenset({"tiff"})
 
 
-def stored_bytes(format: str, pixels: int, *, alpha: bool, bits: int) -> int:
+def stored_bytes(format: str, pixels: int, *, alpha: bool, bits: int, pyramid: bool = False) -> int:
     """About how large a file becomes.
 
     Args:
@@ -71,10 +71,11 @@ def stored_bytes(format: str, pixels: int, *, alpha: bool, bits: int) -> int:
         pixels: width * height, all frames or pages together.
         alpha: whether there is opacity.
         bits: of a channel.
+        pyramid: with smaller copies, which have a third as many pixels together.
     """
     deep = bits > 8 and format in ("png", "tiff")
     channels = 4 if alpha and format not in ("jpeg", "bmp") else 3
-    return int(_STORED[format] * pixels * channels * (2 if deep else 1))
+    return int(_STORED[format] * pixels * channels * (2 if deep else 1) * (4 / 3 if pyramid else 1))
 
 
 def suffix_format(suffix: str) -> str | None:

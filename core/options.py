@@ -35,6 +35,7 @@ class Options:
         strip: leave out everything but pixels and colour profile: EXIF, XMP, IPTC, resolution, texts.
         drop_gps: leave out where the picture was taken: coordinates, and places by name in IPTC, XMP and texts.
         keep_size: keep the printed size: more dots an inch. Otherwise the number of dots an inch is kept.
+        pyramid: a TIFF of tiles with smaller copies of the picture (a pyramid), for viewers; makes the format "tiff".
 
     Raises:
         OptionsError: a value outside its range, or a combination that contradicts itself.
@@ -53,6 +54,7 @@ class Options:
     strip: bool = False
     drop_gps: bool = False
     keep_size: bool = False
+    pyramid: bool = False
 
     def __post_init__(self) -> None:
         if self.scale is not None:
@@ -79,6 +81,10 @@ class Options:
             if known is None:
                 raise OptionsError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
             object.__setattr__(self, "format", known)
+        if self.pyramid and self.format not in (None, "tiff"):
+            raise OptionsError(f"a pyramid is a TIFF, not {self.format}: choose tiff")
+        if self.pyramid:
+            object.__setattr__(self, "format", "tiff")
         if self.model is not None and not self.model.strip():
             raise OptionsError("model must be a name, a hub id or a directory, not an empty text")
 

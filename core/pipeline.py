@@ -152,7 +152,11 @@ def _check_size(header: Probe, options: Options, format: str, limits: Limits, fo
     check_output_size(format, width, height, limits, frames)
     if folder is not None:
         pixels = _pixels_at_most(header, options, frames)
-        check_room(folder, stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits))
+        check_room(folder, _stored_bytes(header, options, format, pixels))
+
+
+def _stored_bytes(header: Probe, options: Options, format: str, pixels: int) -> int:
+    return stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits, pyramid=options.pyramid)
 
 
 @dataclass
@@ -202,7 +206,7 @@ def _run(
     pixels = _pixels_at_most(header, options, counter.frames)
     keep = None if counter.frames > 1 else keep
     pictures = _upscaled(source, format, options, limits, loaded, counter, keep)
-    notes = encode(pictures, stream, format, options.quality, source=header, pixels=pixels)
+    notes = encode(pictures, stream, format, options.quality, source=header, pixels=pixels, pyramid=options.pyramid)
     return Result(
         data=None,
         format=format,

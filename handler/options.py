@@ -74,6 +74,9 @@ class RequestOptions(BaseModel):
     keep_size: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to keep the printed size, with more dots an inch."
     )
+    pyramid: bool | SkipJsonSchema[None] = Field(
+        default=None, description="Whether to make a TIFF of tiles with smaller copies for viewers (a pyramid)."
+    )
 
 
 def sentence(error: ValidationError) -> str:
@@ -112,11 +115,12 @@ def parse(asked: Mapping[str, object], settings: Settings) -> core.Options:
         tile=settings.tile_size,
         halo=None if exact else settings.tile_overlap,
         exact=exact,
-        format=given.format or settings.output_format or None,
+        format=given.format or (None if given.pyramid else settings.output_format) or None,
         quality=given.quality if given.quality is not None else settings.output_quality,
         strip=bool(given.strip),
         drop_gps=bool(given.drop_gps),
         keep_size=bool(given.keep_size),
+        pyramid=bool(given.pyramid),
     )
 
 

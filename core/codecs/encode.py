@@ -34,6 +34,7 @@ def encode(
     *,
     source: Probe | None = None,
     pixels: int = 0,
+    pyramid: bool = False,
 ) -> tuple[str, ...]:
     """Write a picture, an animation or pages; returns one line for each thing that the format could not carry.
 
@@ -44,6 +45,7 @@ def encode(
         quality: 1 to 100 for JPEG, WebP and AVIF; None chooses.
         source: what was read, when there is more to it than one picture.
         pixels: that all of them together have at most, for TIFF, which has two kinds of file.
+        pyramid: with smaller copies for viewers, in TIFF.
 
     Raises:
         OutputError: the stream cannot be written (a full disk, for example).
@@ -67,7 +69,8 @@ def encode(
         if format == "png":
             png.write(stream, fitting(), frames, plays)
         elif format == "tiff":
-            notes.update(dict.fromkeys(tiff_write.write(stream, fitting(), pixels)))
+            said = tiff_write.write(stream, fitting(), pixels, pyramid=pyramid, pages=frames)
+            notes.update(dict.fromkeys(said))
         elif format == "jpeg":
             for scan in fitting():  # one
                 jpeg.write(stream, scan, quality)

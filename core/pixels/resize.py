@@ -97,3 +97,35 @@ def _resized(samples: Samples, size: tuple[int, int], box: tuple[float, float, f
         image = Image.fromarray(np.ascontiguousarray(layer))
         out[:, :, group] = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box)).reshape(*size[::-1], -1)
     return out
+
+
+def halved(samples: Samples, alpha: bool) -> Samples:
+    """Means of 2x2 pixels, for copies that viewers show while they are far away; in the picture's own values.
+
+    Args:
+        samples: (h, w, channels + alpha) uint8 or uint16; of an odd side the last row or column stands alone.
+        alpha: whether the last channel is opacity, by which the others are weighted.
+
+    Returns:
+        (ceil(h / 2), ceil(w / 2), channels + alpha) of the same type.
+    """
+    if samples.dtype == np.uint8 and not alpha:
+        shown = Image.fromarray(np.ascontiguousarray(samples[:, :, 0] if samples.shape[2] == 1 else samples))
+        return np.asarray(shown.reduce(2)).reshape(-(-len(samples) // 2), -(-samples.shape[1] // 2), -1)
+    height, width = samples.shape[:2]
+    samples = np.pad(samples, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if not alpha:
+        return ((_sums(samples.astype(np.uint32)) + 2) >> 2).astype(samples.dtype)
+    values = samples.astype(np.float64)
+    opacity = values[:, :, -1:]
+    colour, weight = _sums(values[:, :, :-1] * opacity), _sums(opacity)
+    # Where all is transparent, the colour below is kept as it is everywhere else.
+    colour = np.where(weight > 0, colour / np.maximum(weight, 1), _sums(values[:, :, :-1]) / 4)
+    found: Samples = np.floor(np.concatenate([colour, weight / 4], axis=2) + 0.5).astype(samples.dtype)
+    return found
+
+
+def _sums(samples: Samples) -> Samples:
+    """Of 2x2 pixels; both sides are even."""
+    found: Samples = samples[0::2, 0::2] + samples[0::2, 1::2] + samples[1::2, 0::2] + samples[1::2, 1::2]
+    return found

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument(f"--{name}", type=float if name == "scale" else int)
     found.add_argument("--model")
     found.add_argument("--format")
-    for name in ("exact", "strip", "drop-gps", "keep-size"):
+    for name in ("exact", "strip", "drop-gps", "keep-size", "pyramid"):
         found.add_argument(f"--{name}", action="store_true")
     return found
 
@@ -104,7 +104,19 @@ def run(storage: Storage, settings: Settings, given: argparse.Namespace, stop: C
     source = given.source if listing.is_list(given.source) else given.source.strip("/") + "/"
     target = given.target.strip("/") + "/"
     targets.check_prefixes("" if listing.is_list(source) else source, target)
-    names = ("model", "format", "scale", "quality", "width", "height", "exact", "strip", "drop_gps", "keep_size")
+    names = (
+        "model",
+        "format",
+        "scale",
+        "quality",
+        "width",
+        "height",
+        "exact",
+        "strip",
+        "drop_gps",
+        "keep_size",
+        "pyramid",
+    )
     asked: dict[str, JsonValue] = {
         name: value for name in names if (value := getattr(given, name)) not in (None, False)
     }

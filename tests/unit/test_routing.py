@@ -166,6 +166,7 @@ def test_plan_of_a_model_that_cannot_be_had_is_that_of_the_next(monkeypatch: pyt
         ({}, {"tile_size": 256, "tile_overlap": 16}, core.Options(tile=256, halo=16)),
         ({"strip": "1", "drop_gps": True}, {}, core.Options(strip=True, drop_gps=True)),
         ({"keep_size": "true"}, {}, core.Options(keep_size=True)),
+        ({"pyramid": True}, {"output_format": "jpeg"}, core.Options(pyramid=True, format="tiff")),
         ({"exact": True}, {"tile_overlap": 16}, core.Options(exact=True)),
         ({}, {"output_format": "png", "output_quality": 70}, core.Options(format="png", quality=70)),
         ({"format": "jpeg", "quality": 90}, {"output_format": "png"}, core.Options(format="jpeg", quality=90)),
