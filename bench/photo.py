@@ -31,12 +31,14 @@ class Made:
     Attributes:
         result: what it said about it, `core.Result` as JSON.
         seconds: from the start of its process to the end.
-        peak: resident bytes.
+        peak: resident bytes, of the process and those that it started, each at its highest.
+        cpu: seconds of all processors.
     """
 
     result: dict[str, Any]
     seconds: float
     peak: int
+    cpu: float
 
 
 def photo(sample: Path, megapixels: float) -> Image.Image:
@@ -48,17 +50,40 @@ def photo(sample: Path, megapixels: float) -> Image.Image:
     return Image.fromarray(np.tile(values, (rows, columns, 1))[:height, :width])
 
 
-def run(source: Path, target: Path, model: str) -> Made:
+def run(source: Path, target: Path, model: str, *more: str) -> Made:
     """Upscale a file in a process of its own. Raises: SystemExit, when another model made the result, or none."""
-    command = [sys.executable, "-m", "core", str(source), "--model", model, "--json", "-o", str(target)]
+    command = [sys.executable, "-m", "core", str(source), "--model", model, "--json", "-o", str(target), *more]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    out = process.stdout.read() if process.stdout else b""
-    _, _, used = os.wait4(process.pid, 0)
-    made = Made(json.loads(out), time.perf_counter() - start, used.ru_maxrss * 1024)
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(command, stdout=out)
+        highest: dict[int, int] = {}
+        while True:
+            highest |= _highest(process.pid)
+            ended, _, used = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        lines = out.read()
+    made = Made(json.loads(lines), seconds, sum(highest.values()), used.ru_utime + used.ru_stime)
     if made.result.get("degraded") or "error" in made.result:
         raise SystemExit(f"not what was to be measured: {made.result}")
     return made
+
+
+def _highest(process: int) -> dict[int, int]:
+    """Most resident bytes so far of a process and all below it, which `ru_maxrss` adds to what started them."""
+    found: dict[int, int] = {}
+    try:
+        [line] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line[:6] == "VmHWM:"]
+        found[process] = int(line.split()[1]) * 1024
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in children.read_text().split():
+                found |= _highest(int(child))
+    except (OSError, ValueError):  # it has ended
+        pass
+    return found
 
 
 def network_share(source: Path, target: Path, model: str) -> tuple[float, float]:

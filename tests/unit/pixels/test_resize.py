@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.pixels.resize import Rows, resize_rows
+from core.pixels.resize import Rows, resize_rows, support_above
 
 
 @settings(deadline=None, max_examples=60)
@@ -32,6 +32,26 @@ def test_strips_equal_the_whole(
     )
     assert made.shape == whole.shape
     assert np.abs(made - whole).max() < 1e-4
+
+
+@given(st.integers(1, 300), st.floats(0.3, 4), st.integers(1, 150), st.sampled_from([np.uint8, np.float32]), st.data())
+def test_bits_do_not_depend_on_strips_or_on_where_it_goes_on(
+    height: int, factor: float, strip: int, dtype: type, data: st.DataObject
+) -> None:
+    """Black and white, where Pillow clips between its two passes."""
+    out_height, out_width = max(1, round(height * factor)), max(1, round(9 * factor))
+    pixels = np.random.default_rng(0).integers(0, 2, (height, 9, 3)).astype(dtype)
+    pixels *= dtype(255) if dtype is np.uint8 else dtype(1)
+
+    def made(start: int, rows: int) -> Rows:
+        first = support_above(start, height, out_height)
+        strips = (pixels[y : y + rows] for y in range(first, height, rows))
+        return np.concatenate(list(resize_rows(strips, height, 9, out_height, out_width, start)))
+
+    whole = made(0, height)
+    assert np.array_equal(made(0, strip), whole)
+    start = data.draw(st.integers(0, out_height - 1))
+    assert np.array_equal(made(start, strip), whole[start:])
 
 
 def test_rows_come_out_before_the_last_comes_in() -> None:
