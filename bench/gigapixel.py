@@ -67,11 +67,12 @@ def expected(y: int, side: int, model: str) -> Rows:
     if model == "lanczos":
         wide = Image.fromarray(near).resize((2 * side, bottom - top), Image.Resampling.LANCZOS)
         box = (0, y / 2 - top, 2 * side, (y + 1) / 2 - top)
-        return np.asarray(wide.resize((2 * side, 1), Image.Resampling.LANCZOS, box))[0]
+        row: Rows = np.asarray(wide.resize((2 * side, 1), Image.Resampling.LANCZOS, box))[0]
+        return row
     stream = io.BytesIO()
     Image.fromarray(near).save(stream, "TIFF")
     made = core.upscale(stream.getvalue(), core.Options(model=model, format="bmp", device="cpu"))
-    row: Rows = np.asarray(Image.open(io.BytesIO(made.data or b"")))[y - 2 * top]
+    row = np.asarray(Image.open(io.BytesIO(made.data or b"")))[y - 2 * top]
     return row
 
 
@@ -101,7 +102,7 @@ def check(path: Path, side: int, model: str, places: list[int]) -> None:
 
 def measure(model: str, name: str, side: int, pyramid: bool, folder: Path) -> None:
     """Enlarge, compare, and print a row of the table."""
-    source, target = folder / "in.tif", folder / "out.tif"
+    source, target = folder / "in.tif", folder / f"{name.split()[0]}.tif"  # libvips remembers files by their names
     made: Made = run(source, target, model, *(["--pyramid"] if pyramid else []))
     places = sorted({0, 2 * side - 1, *np.random.default_rng(1).integers(0, 2 * side, 18).tolist()})
     check(target, side, model, places)

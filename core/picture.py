@@ -61,7 +61,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class SampleRange:
-    """How pixels stand for a TIFF's numbers of another type (`core.codecs.tiff_samples.to_numbers`).
+    """How pixels stand for a TIFF's numbers of another type (`core.codecs.tiff_numbers.to_numbers`).
 
     Attributes:
         dtype: of the numbers in the file, as numpy calls it.

@@ -11,17 +11,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from core.codecs import tiff_numbers
 from core.codecs.tiff_tags import (
     BITS,
     COLOURS,
     MIN_IS_BLACK,
-    NODATA,
     PLANAR,
     RGB,
     ROWS_PER_STRIP,
     TILE_HEIGHT,
     TILE_WIDTH,
-    UNSIGNED,
     YCBCR,
     Page,
 )
@@ -31,19 +30,23 @@ from core.pixels.bands import Samples
 #: Compressions that tifffile is let decode: none, LZW, deflate (two numbers), PackBits, LZMA, Zstandard; and JPEG.
 COMPRESSIONS = frozenset([1, 5, 8, 32946, 32773, 34925, 50000])
 JPEG = 7
+#: Pixels of a page that is rather held than decoded twice.
+HELD = 1 << 22
 _BAND_BYTES = 1 << 22  # of an uncompressed strip that are read at once
 
 
 def streams(page: Page) -> bool:
-    """Whether a page can be decoded from top to bottom, upright: what a pixel means must not depend on others."""
+    """Whether a page is decoded from top to bottom, upright.
+
+    Where what a pixel means depends on all of them, they are decoded twice, or once and held where there are few.
+    """
     plain = page.numbers(PLANAR, (1,))[0] == 1 and page.photometric in (MIN_IS_BLACK, RGB, YCBCR) and page.bits == 8
     fits = page.photometric in COLOURS and 0 <= page.samples - page.colours <= 4
     return (
         (page.compression in COMPRESSIONS or (page.compression == JPEG and plain and page.samples == page.colours))
         and (page.photometric != YCBCR or page.compression == JPEG)
-        and set(page.numbers(BITS, (1,))) in ({8}, {16})
-        and page.kind == UNSIGNED
-        and page.block(NODATA) is None
+        and set(page.numbers(BITS, (1,))) in ({8}, {16}, {32}, {64})
+        and (page.width * page.height > HELD or not tiff_numbers.need_survey(page, page.photometric))
         and page.orientation <= 2
         and fits
     )

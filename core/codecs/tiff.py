@@ -2,7 +2,7 @@
 
 Reading: directories are parsed in `core.codecs.tiff_tags`, so that sizes are known before any decoder runs; samples are
 interpreted in `core.codecs.tiff_samples`. Where the meaning of a number depends on all of them (floats, wide integers,
-"no data"), they are decoded at once, else from top to bottom. Writing is in `core.codecs.tiff_write`.
+"no data"), they are gone over once before (`core.codecs.tiff_numbers`). Writing is in `core.codecs.tiff_write`.
 
 Follows TIFF 6.0 and, for files over 4 GB, BigTIFF.
 """
@@ -72,9 +72,10 @@ def open_tiff(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Calla
 def _scan(stream: BinaryIO, page: Page, meta: Metadata) -> Scan:
     """A page that is decoded from top to bottom."""
     photometric = RGB if page.photometric == YCBCR else page.photometric  # of a JPEG, decoded to RGB
+    levels = tiff_samples.levels_of(segments.read_rows(stream, page), page, photometric)
 
     def shown(values: Samples) -> Picture:
-        return tiff_samples.interpreted(values, page, photometric, meta)
+        return tiff_samples.interpreted(values, page, photometric, meta, levels)
 
     def read(start: int = 0) -> Iterator[Samples]:
         with decoder_errors():

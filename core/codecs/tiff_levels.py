@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from core.codecs import tiff_samples
+from core.codecs import tiff_numbers
 from core.metadata.ifd import Order
 from core.picture import SampleRange, Scan
 from core.pixels.bands import Samples, in_rows
@@ -135,9 +135,8 @@ def _packed(piece: Samples, scan: Scan, order: Order) -> bytes:
     values = _in_own_numbers(piece, scan.levels, scan.bands.alpha)
     if has_differences(values.dtype):
         values = np.concatenate([values[:, :1], values[:, 1:] - values[:, :-1]], axis=1)  # wraps, as it should
-    values = np.ascontiguousarray(values.astype(values.dtype.newbyteorder(order), copy=False))
-    packed: bytes = imagecodecs.deflate_encode(values.data, _LEVEL)
-    return packed
+    values = values.astype(values.dtype.newbyteorder(order), copy=False)
+    return bytes(imagecodecs.deflate_encode(values.tobytes(), _LEVEL))
 
 
 def _in_own_numbers(band: Samples, levels: SampleRange | None, alpha: bool) -> Samples:
@@ -147,7 +146,7 @@ def _in_own_numbers(band: Samples, levels: SampleRange | None, alpha: bool) -> S
     dtype, top = np.dtype(levels.dtype), np.iinfo(band.dtype).max
     opacity = band[:, :, -1] if alpha else None
     # float64: exact for integers of up to 53 bits
-    found = tiff_samples.to_numbers(band[:, :, :-1] if alpha else band, levels)
+    found = tiff_numbers.to_numbers(band[:, :, :-1] if alpha else band, levels)
     if levels.nodata is not None and opacity is not None:
         found[opacity <= top // 2] = levels.nodata
     if dtype.kind in "iu":

@@ -16,12 +16,14 @@ Follows TIFF 6.0.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from core.codecs import tiff_numbers
 from core.codecs.base import to_16_bits, upright
 from core.codecs.segments import COMPRESSIONS
 from core.codecs.tiff_tags import (
@@ -33,7 +35,6 @@ from core.codecs.tiff_tags import (
     FLOAT,
     ICCLAB,
     MIN_IS_WHITE,
-    NODATA,
     PALETTE,
     PLANAR,
     RGB,
@@ -54,12 +55,6 @@ Samples = npt.NDArray[Any]
 _CODED = frozenset([2, 3, 4, 6, 7, 34887, 50001])
 _JPEG = frozenset([6, 7])
 _WHOLE_JPEG = "save it without compression, or with deflate or LZW"
-_ROWS = 64  # at a time, where a conversion needs floats
-_SAMPLED = 1 << 20  # numbers that a robust range is found from
-#: Where all numbers lie within so many times the middle 98 %, they are spread evenly.
-_EVEN = 8.0
-#: No measured number is larger: what is, stands for "no data".
-_ABSURD = 1e30
 
 
 def read(stream: BinaryIO, page: Page, meta: Metadata) -> Picture:
@@ -74,7 +69,8 @@ def read(stream: BinaryIO, page: Page, meta: Metadata) -> Picture:
         UnreadableImage: of a kind that is not read.
     """
     values, as_rgb = _samples(stream, page)
-    picture = interpreted(values, page, RGB if as_rgb else page.photometric, meta)
+    photometric = RGB if as_rgb else page.photometric
+    picture = interpreted(values, page, photometric, meta, levels_of([values], page, photometric))
     alpha = picture.alpha
     return replace(
         picture,
@@ -146,7 +142,24 @@ def _shaped(values: Samples, page: Page) -> Samples:
     raise UnreadableImage("the picture is damaged: its directory contradicts itself")
 
 
-def interpreted(values: Samples, page: Page, photometric: int, meta: Metadata) -> Picture:
+def levels_of(bands: Iterable[Samples], page: Page, photometric: int) -> SampleRange | None:
+    """What the numbers of a page stand for; None where pixels are what is stored. Reads all bands if it has to.
+
+    Args:
+        bands: (rows, w, samples) of any type, from top to bottom.
+        page: what its directory says.
+        photometric: what the samples stand for (TIFF 6.0, tag 262).
+    """
+    if not tiff_numbers.need_survey(page, photometric):
+        return None
+    colours = COLOURS[photometric]
+    alpha = _alpha_at(page, page.samples - colours, colours) is not None
+    return tiff_numbers.survey((band[:, :, :colours] for band in bands), page, transparent=alpha)
+
+
+def interpreted(
+    values: Samples, page: Page, photometric: int, meta: Metadata, levels: SampleRange | None = None
+) -> Picture:
     """Samples as a picture, not yet upright.
 
     Args:
@@ -154,27 +167,24 @@ def interpreted(values: Samples, page: Page, photometric: int, meta: Metadata) -
         page: what its directory says.
         photometric: what the samples stand for (TIFF 6.0, tag 262).
         meta: what comes with it.
+        levels: from `levels_of`.
     """
     colours = COLOURS[photometric]
     if values.shape[2] < colours:
         raise UnreadableImage("the picture is damaged: it has too few samples for its colours")
     extra, premultiplied, notes = _alpha_of(values, page, colours)
     values = values[:, :, :colours]
-    levels: SampleRange | None = None
-    pixels: Pixels
-    alpha = None if extra is None else _to_pixels(extra[:, :, None], page, opaque=True)[0][:, :, 0]
+    alpha = None if extra is None else _opacity(extra[:, :, None], page)[:, :, 0]
     if photometric in (CIELAB, ICCLAB):
         pixels, meta = _lab(values, photometric, page), replace(meta, icc=None)
         notes += ("Lab was converted to sRGB",)
     elif photometric == PALETTE:
         pixels = _mapped(values[:, :, 0], page)
     else:
-        empty = _empty(values, page)
-        pixels, levels = _to_pixels(values, page, empty)
-        if empty is not None and alpha is None:
-            top = np.iinfo(pixels.dtype).max
-            alpha = np.where(empty, 0, top).astype(pixels.dtype)
-            levels = _with_nodata(levels or SampleRange(values.dtype.str[1:], 0, top), values, page)
+        plain = levels is None or tiff_numbers.are_plain(values.dtype, page)
+        pixels = _to_pixels(values, page) if plain or levels is None else tiff_numbers.to_pixels(values, levels)
+        if levels is not None and levels.nodata is not None:
+            alpha = np.where(tiff_numbers.holes(values, page), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
         if page.bits == 24 and page.kind == UNSIGNED:
             notes += ("of 24 bits a sample, 16 are kept",)
     if alpha is not None and alpha.dtype != pixels.dtype:
@@ -195,17 +205,24 @@ def _alpha_of(values: Samples, page: Page, colours: int) -> tuple[Samples | None
     count = values.shape[2] - colours
     if count <= 0:
         return None, False, ()
-    meanings = (page.numbers(EXTRA_SAMPLES, ()) + (0,) * count)[:count]
-    at = next((index for index, meaning in enumerate(meanings) if meaning in (1, 2)), None)
-    if at is None and count == 1 and colours == 3:
-        at = 0
+    at = _alpha_at(page, count, colours)
     others = [colours + index + 1 for index in range(count) if index != at]
     notes: tuple[str, ...] = ()
     if others:
         which = f"channel {others[0]}" if len(others) == 1 else f"channels {others[0]} to {others[-1]}"
         verb = "was" if len(others) == 1 else "were"
         notes = (f"{len(others)} of {values.shape[2]} channels {verb} left out, with no stated meaning: {which}",)
-    return (None, False, notes) if at is None else (values[:, :, colours + at], meanings[at] == 1, notes)
+    return (None, False, notes) if at is None else (values[:, :, colours + at], _meanings(page, count)[at] == 1, notes)
+
+
+def _meanings(page: Page, count: int) -> tuple[int, ...]:
+    return (page.numbers(EXTRA_SAMPLES, ()) + (0,) * count)[:count]
+
+
+def _alpha_at(page: Page, count: int, colours: int) -> int | None:
+    """Which of so many samples beyond those of colour is alpha."""
+    at = next((index for index, meaning in enumerate(_meanings(page, count)) if meaning in (1, 2)), None)
+    return 0 if at is None and count == 1 and colours == 3 else at
 
 
 def _mapped(indices: Samples, page: Page) -> Pixels:
@@ -226,119 +243,25 @@ def _mapped(indices: Samples, page: Page) -> Pixels:
     return np.ascontiguousarray(table.astype(np.uint8)[indices.astype(np.intp)])
 
 
-def _nodata(page: Page) -> float | None:
-    """The number that stands for "no data" (GDAL's tag 42113, a text)."""
-    try:
-        return float((page.block(NODATA) or b"").rstrip(b"\0 ").decode("ascii"))
-    except ValueError:
-        return None
-
-
-def _empty(values: Samples, page: Page) -> npt.NDArray[np.bool_] | None:
-    """Where there is no data, (h, w): declared, not finite or absurdly large; None when there is some everywhere."""
-    if values.dtype.kind not in "uif":
-        return None
-    empty = np.zeros(values.shape[:2], np.bool_)
-    declared = _nodata(page)
-    for row in range(0, len(values), _ROWS):
-        part = values[row : row + _ROWS]
-        if part.dtype.kind == "f":
-            with np.errstate(all="ignore"):
-                empty[row : row + _ROWS] |= ~(np.abs(part.astype(np.float64)) < _ABSURD).all(axis=2)
-        if declared is not None and np.isfinite(declared):
-            wanted = values.dtype.type(declared) if values.dtype.kind == "f" else declared
-            empty[row : row + _ROWS] |= (part == wanted).all(axis=2)
-    return empty if empty.any() else None
-
-
-def _with_nodata(levels: SampleRange, values: Samples, page: Page) -> SampleRange:
-    """The same with the number that stands for "no data": the declared one, else the one that is there."""
-    declared = _nodata(page)
-    if declared is None:
-        odd = values[~(np.abs(values) < _ABSURD)] if values.dtype.kind == "f" else values[:0]
-        declared = float(odd[0]) if len(odd) and (odd == odd[0]).all() else float("nan")
-    return replace(levels, nodata=declared)
-
-
-def _to_pixels(
-    values: Samples, page: Page, empty: npt.NDArray[np.bool_] | None = None, opaque: bool = False
-) -> tuple[Pixels, SampleRange | None]:
-    """Numbers of any type as uint8 or uint16, and what these stand for unless it is the type's own range.
-
-    Floats from 0 to 1 are taken for that range, as in photographs; other floats, and integers other than plain ones of
-    up to 16 bits, are stretched to what occurs (`_range`).
-
-    Args:
-        values: (h, w, samples).
-        page: for the number of bits that are in use.
-        empty: where there is no data, which decides nothing; None for nowhere.
-        opaque: True for alpha, which has its own range.
-    """
+def _to_pixels(values: Samples, page: Page) -> Pixels:
+    """Unsigned integers of up to 16 bits, or of 24, as uint8 or uint16 over the whole range."""
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255), None
-    if values.dtype.kind not in "uif":
-        raise UnreadableImage("this kind of TIFF is not read: save it as integers or floats")
+        return values.astype(np.uint8) * np.uint8(255)
     if values.dtype == np.uint8:
         top = (1 << min(page.bits, 8)) - 1
         whole = (values.astype(np.uint16) * 255 // top).astype(np.uint8) if top < 255 else values
-        return np.ascontiguousarray(whole), None
+        return np.ascontiguousarray(whole)
     if values.dtype == np.uint16:
-        return to_16_bits(values, min(page.bits, 16)), None  # there are packed samples of 9 to 15 bits
-    if page.bits == 24 and page.kind == UNSIGNED:
-        return np.ascontiguousarray(values >> 8).astype(np.uint16), None
-    if opaque and values.dtype.kind != "f":
-        levels = SampleRange(values.dtype.str[1:], 0.0, float(np.iinfo(values.dtype).max))
-    else:
-        levels = _range(values, empty, opaque)
-    out = np.empty(values.shape, np.uint16)
-    low, high = _curved(levels, levels.low), _curved(levels, levels.high)
-    with np.errstate(all="ignore"):  # what is no number is hidden, whatever becomes of it
-        for row in range(0, len(out), _ROWS):
-            part = _curved(levels, values[row : row + _ROWS].astype(np.float64))
-            part = (part / (high - low) - low / (high - low)) * 65535
-            out[row : row + _ROWS] = np.rint(np.clip(np.nan_to_num(part, nan=0.0), 0, 65535))
-    return out, levels
+        return to_16_bits(values, min(page.bits, 16))  # there are packed samples of 9 to 15 bits
+    return np.ascontiguousarray(values >> 8).astype(np.uint16)
 
 
-def _range(values: Samples, empty: npt.NDArray[np.bool_] | None, opaque: bool) -> SampleRange:
-    """The range of numbers that are there, and its curve where a few lie far off.
-
-    One pixel may be thousands of times as bright as the rest; spread evenly, it would leave the rest a handful of
-    steps. So numbers are spread along an inverse hyperbolic sine there (as in astronomy: Lupton et al. 1999), in steps
-    that are even among the middle 98 % and grow beyond.
-    """
-    there = np.ones(values.shape[:2], np.bool_) if empty is None else ~empty
-    low, high = np.inf, -np.inf
-    for row in range(0, len(values), _ROWS):
-        part = values[row : row + _ROWS][there[row : row + _ROWS]]
-        if part.size:
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
-    if low > high:
-        low = high = 0.0
-    kind = values.dtype.str[1:]
-    if values.dtype.kind == "f" and low >= 0 and (high <= 1 or opaque):
-        return SampleRange(kind, 0.0, 1.0)
-    if 0 < low <= high - low:
-        low = 0.0  # black stays black
-    if not high > low:
-        return SampleRange(kind, low, low + 1)
-    flat = values[there].reshape(-1)
-    least, most = (float(one) for one in np.percentile(flat[:: max(1, flat.size // _SAMPLED)].astype(float), (1, 99)))
-    if most > least and high - low > _EVEN * (most - least):
-        return SampleRange(kind, low, high, middle=(least + most) / 2, scale=(most - least) / 2)
-    return SampleRange(kind, low, high)
-
-
-def _curved(levels: SampleRange, numbers: Any) -> Any:
-    """Numbers on the scale on which pixels are spread evenly."""
-    return np.arcsinh((numbers - levels.middle) / levels.scale) if levels.scale else numbers
-
-
-def to_numbers(pixels: Pixels, levels: SampleRange) -> npt.NDArray[np.float64]:
-    """The numbers that pixels stand for, of any shape: `read` the other way round."""
-    low, high = float(_curved(levels, levels.low)), float(_curved(levels, levels.high))
-    found: npt.NDArray[np.float64] = pixels * ((high - low) / np.iinfo(pixels.dtype).max) + low
-    return levels.middle + levels.scale * np.sinh(found) if levels.scale else found
+def _opacity(values: Samples, page: Page) -> Pixels:
+    """Alpha of any type, which has its type's own range; floats from 0 to 1."""
+    if tiff_numbers.are_plain(values.dtype, page):
+        return _to_pixels(values, page)
+    highest = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+    return tiff_numbers.to_pixels(values, SampleRange(values.dtype.str[1:], 0.0, highest))
 
 
 def _lab(values: Samples, photometric: int, page: Page) -> Pixels:

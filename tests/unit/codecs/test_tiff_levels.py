@@ -112,7 +112,7 @@ def test_copies_follow_their_page_where_viewers_look(tmp_path: Path) -> None:
         [series] = file.series
         assert [level.shape for level in series.levels] == [(height, width, 3) for width, height in sides]
         assert [page.subfiletype for page in file.pages] == [0, 1, 1, 1]  # type: ignore[union-attr]
-        assert all(page.tile == (TILE, TILE) for page in file.pages)  # type: ignore[union-attr]
+        assert all(page.tile == (TILE, TILE) for page in file.pages)
         assert all("InterColorProfile" in page.tags for page in file.pages)  # type: ignore[union-attr]
         assert ["ExifTag" in page.tags for page in file.pages] == [True, False, False, False]  # type: ignore[union-attr]
     with Image.open(path) as shown, Image.open(io.BytesIO(plain)) as other:
@@ -154,7 +154,7 @@ def test_a_bigtiff_has_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         [page] = file.pages
         assert file.is_bigtiff
-        assert page.is_tiled
+        assert page.is_tiled  # type: ignore[union-attr]
         assert np.array_equal(page.asarray(), values)
     (tmp_path / "big.tif").write_bytes(data)
     assert np.array_equal(pyvips.Image.new_from_file(str(tmp_path / "big.tif")).numpy(), values)

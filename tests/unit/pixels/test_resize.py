@@ -40,7 +40,7 @@ def test_bits_do_not_depend_on_strips_or_on_where_it_goes_on(
 ) -> None:
     """Black and white, where Pillow clips between its two passes."""
     out_height, out_width = max(1, round(height * factor)), max(1, round(9 * factor))
-    pixels = np.random.default_rng(0).integers(0, 2, (height, 9, 3)).astype(dtype)
+    pixels: Rows = np.random.default_rng(0).integers(0, 2, (height, 9, 3)).astype(dtype)
     pixels *= dtype(255) if dtype is np.uint8 else dtype(1)
 
     def made(start: int, rows: int) -> Rows:
