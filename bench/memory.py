@@ -1,6 +1,7 @@
 """Memory that does not grow with the picture or with time: python -m bench.memory CHECKPOINT
 
-Peak resident memory of the whole command by Swin2SR, the pictures themselves taken off; resident memory over many
+Peak resident memory of the whole command, from a small picture to one many times as high and just as wide, for each
+format that is read and written from top to bottom, by Lanczos and by a tiny network; the same by Swin2SR, the pictures themselves taken off; resident memory over many
 requests in one process; and seconds a megapixel of the embedded model from small pictures to large ones.
 
 Swin2SR works layer by layer, and a layer's numbers are gone when the next but one is computed, so that its memory is
@@ -18,8 +19,10 @@ import tempfile
 from pathlib import Path
 
 import core
+from bench.gigapixel import generate, tiny_network
 from bench.photo import SAMPLE, photo, run
 
+_WIDTH = 8_000  # of what is enlarged in bands, pixels
 _REQUESTS_BEFORE = 20  # that fill caches
 
 
@@ -38,6 +41,26 @@ def shallow(checkpoint: Path, layers: int, folder: Path) -> Path:
     state = load_file(checkpoint / "model.safetensors")
     save_file({name: value for name, value in state.items() if stays(name)}, folder / "model.safetensors")
     return folder
+
+
+def flat(formats: list[str], models: list[str], sizes: list[float]) -> None:
+    """Peak memory and seconds of the whole command, for pictures of one width and so many megapixels."""
+    heads = ["enlarged, by", "input", "s", "s a MP", "CPU s", "peak MB", "peak to that of the first"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for format in formats:
+            for model in models:
+                first = 0.0
+                for size in sizes:
+                    width = min(_WIDTH, round((size * 4e6 / 3) ** 0.5))
+                    source, target = folder / f"in.{format}", folder / f"out.{format}"
+                    generate(source, round(size * 1e6 / width), width, format)
+                    made = run(source, target, tiny_network(folder / "tiny") if model == "tiny" else model)
+                    target.unlink()
+                    first = first or made.peak
+                    numbers = f"{made.seconds:.1f} | {made.seconds / size:.3f} | {made.cpu:.1f} | {made.peak / 1e6:.0f}"
+                    print(f"| {format}, {model} | {size:g} MP | {numbers} | {made.peak / first:.2f} |", flush=True)
 
 
 def peaks(model: str, sizes: list[float]) -> None:
@@ -107,9 +130,15 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", help="of Swin2SR; without it only the embedded model")
     parser.add_argument("--layers", type=int, help="of Swin2SR that are run (all)")
     parser.add_argument("--megapixels", nargs="*", type=float, default=[3, 12], help="for the peak (3 12)")
+    parser.add_argument("--flat", nargs="*", type=float, default=[12, 200], help="megapixels, 8,000 px wide (12 200)")
+    parser.add_argument("--formats", nargs="*", default=["tiff", "png", "jpeg"])
+    parser.add_argument("--by", nargs="*", default=["lanczos", "tiny"], help="for --flat: models, or a tiny network")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--cost", nargs="*", type=float, default=[0.25, 1, 4, 16, 64], help="megapixels")
     arguments = parser.parse_args()
+    if arguments.flat:
+        flat(arguments.formats, arguments.by, arguments.flat)
+        print()
     if arguments.checkpoint and arguments.megapixels:
         with tempfile.TemporaryDirectory() as folder:
             model = arguments.checkpoint

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from core.atomic import locked
 from core.errors import InputError
+from core.limits import free_bytes
 
 Samples = npt.NDArray[Any]
 
@@ -69,10 +69,10 @@ class Keeping:
 class KeptBands:
     """The kept bands of one result, from which some may be missing."""
 
-    def __init__(self, store: BandStore) -> None:
-        """Args: store: of bands that have the right key. Raises: OSError."""
+    def __init__(self, store: BandStore, room: bool = True) -> None:
+        """Args: store: of bands that have the right key; room: whether there is any for more. Raises: OSError."""
         self._store = store
-        self._full = False  # nothing more can be kept
+        self._full = not room  # nothing more can be kept
         self._there = {int(found[1]) for name in store.names() if (found := _NAME.fullmatch(name))}
 
     def __contains__(self, index: int) -> bool:
@@ -141,7 +141,7 @@ class FolderStore:
 
 
 @contextmanager
-def kept_bands(target: Path, key: str, room: int = 0) -> Iterator[KeptBands | None]:
+def kept_bands(target: Path, key: str, room: bool = True) -> Iterator[KeptBands | None]:
     """The bands that an earlier run for the same result kept, and a place for more.
 
     The folder is removed when the caller is done, and stays when it was interrupted.
@@ -149,15 +149,13 @@ def kept_bands(target: Path, key: str, room: int = 0) -> Iterator[KeptBands | No
     Args:
         target: the file that will be made.
         key: of all that the bands depend on; see `key_of`.
-        room: bytes that the file and all its bands may take. A disk that has not as much is left to the file alone.
+        room: whether there is any for more bands; see `room_for_bands`.
 
     Yields:
-        The bands, or None where nothing can be kept: the folder cannot be written, there is no room for it, or another
-        run is at work in it.
+        The bands, or None where nothing can be kept: the folder cannot be written, or another run is at work in it.
     """
     target = Path(os.path.realpath(target))
-    start = os.fsdecode(os.fsencode(target.name)[:200])  # a name ends at 255 bytes, not characters
-    folder = target.with_name(f".{start}.part")
+    folder = _folder(target)
     try:
         folder.mkdir(exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -169,15 +167,10 @@ def kept_bands(target: Path, key: str, room: int = 0) -> Iterator[KeptBands | No
             yield None
             return
         try:
-            there = sum(path.stat().st_size for path in folder.iterdir())
-            if shutil.disk_usage(folder).free + there < room:
-                _remove(folder)
-                yield None
-                return
             if not _has_key(folder, key):
                 _empty(folder)
                 _write(folder / "key", key.encode())
-            bands = KeptBands(FolderStore(folder))
+            bands = KeptBands(FolderStore(folder), room)
         except OSError:
             yield None
             return
@@ -189,6 +182,26 @@ def kept_bands(target: Path, key: str, room: int = 0) -> Iterator[KeptBands | No
         _remove(folder)
     finally:
         os.close(lock)
+
+
+def room_for_bands(target: Path, result: int, bands: int) -> bool:
+    """Whether there is room beside a file for its bands: what is kept must not take the room of the result.
+
+    Args:
+        target: the file that will be made.
+        result: its size, bytes.
+        bands: size of all bands, bytes; what is kept of them already is counted as room.
+    """
+    target = Path(os.path.realpath(target))
+    free = free_bytes(target.parent)
+    with suppress(OSError):
+        bands -= sum(path.stat().st_size for path in _folder(target).iterdir())
+    return free is None or result + max(0, bands) <= free
+
+
+def _folder(target: Path) -> Path:
+    start = os.fsdecode(os.fsencode(target.name)[:200])  # a name ends at 255 bytes, not characters
+    return target.with_name(f".{start}.part")
 
 
 def key_of(*facts: object) -> str:

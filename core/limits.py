@@ -105,12 +105,17 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         OutputError: less is free.
     """
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return  # reported when the file is made
-    if needed > free:
+    free = free_bytes(folder)
+    if free is not None and needed > free:
         raise OutputError(
             f"the result takes about {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free in {folder}: "
             "make room, or ask for a smaller scale or for jpeg"
         )
+
+
+def free_bytes(folder: Path) -> int | None:
+    """What is free on a folder's disk; None where that cannot be said, which is reported when a file is made."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

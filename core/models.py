@@ -99,8 +99,9 @@ def spec_from_config(
     field, scale = config.receptive_field, config.scale
     if isinstance(config, CompactConfig):
         kind, halo, window = "compact", field, 1
-        # Fits to measurements of ONNX Runtime: a few layers' features, and the result with its limits.
-        tile_bytes, tile = 18 * config.width + 40 * scale**2, 2048 // scale
+        # Fits to measurements of ONNX Runtime: a few layers' features, and the result with its limits. OpenVINO takes
+        # no less for narrower layers.
+        tile_bytes, tile = 18 * max(config.width, 64) + 40 * scale**2, 2048 // scale
     elif not isinstance(config, Swin2SRConfig):
         return _community_spec(name, source, config, about)
     else:

@@ -26,7 +26,7 @@ from core.engine import allocator
 from core.enlarge import Keep, enlarge
 from core.errors import Cancelled, ModelError, TooLarge, UnreadableImage
 from core.formats import MEDIA_TYPES, stored_bytes, suffix_format
-from core.kept import Keeping, KeptBands, kept_bands, key_of
+from core.kept import Keeping, KeptBands, kept_bands, key_of, room_for_bands
 from core.limits import Limits, check_output_size, check_room
 from core.metadata.carried import for_result
 from core.options import MAX_SCALE, Options, Progress, Result
@@ -79,17 +79,20 @@ def upscale(
             return replace(result, data=buffer.getvalue())
         # Opened before the work: an unwritable place is reported at once. Kept bands go once the file is complete.
         with ExitStack() as stack, atomic_file(Path(output)) as stream:
-            target = Path(output)
+            target, notes = Path(output), list[str]()
 
             def beside(facts: tuple[object, ...], machine: tuple[object, ...], _count: int) -> KeptBands | None:
                 key = key_of(*_identity(source), header, facts, machine)
                 pixels = _pixels_at_most(header, options, 1)
-                raw = pixels * (3 + header.alpha) * (2 if header.bits > 8 else 1)
-                room = raw + stored_bytes(format, pixels, alpha=header.alpha, bits=header.bits)
+                held = pixels * (4 if header.alpha else 3) * (2 if header.bits > 8 else 1)  # they hardly compress
+                room = room_for_bands(target, _stored_bytes(header, options, format, pixels), held)
+                if not room:
+                    notes.append("finished bands were not kept: the disk has no room for them beside the result")
                 return stack.enter_context(kept_bands(target, key, room))
 
             keep = Keep(beside) if keeping is None else _kept_elsewhere(keeping, header)
-            return _run(source, header, options, limits, progress, stream, format, keep)
+            result = _run(source, header, options, limits, progress, stream, format, keep)
+            return replace(result, notes=result.notes + tuple(notes))
     finally:
         allocator.give_back()
 

@@ -61,6 +61,21 @@ def pixels_at_once(page: Page) -> int:
     return page.width * min(page.height, page.numbers(ROWS_PER_STRIP, (page.height,))[0])
 
 
+def left_out(stream: BinaryIO, page: Page) -> tuple[str, ...]:
+    """A note when strips or tiles of a page are not stored: sparse files (GDAL) leave out those that are empty."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it reports every oddity of a file
+    stream.seek(0)
+    with tifffile.TiffFile(stream, name="input") as file:
+        found = file.pages[page.index]
+        sizes = found.databytecounts
+    missing = sizes.count(0)
+    if not missing:
+        return ()
+    return (f"{missing} of {len(sizes)} strips or tiles are not stored: there the picture is empty",)
+
+
 def read_rows(stream: BinaryIO, page: Page, start: int = 0) -> Iterator[Samples]:
     """Samples as they are stored, from top to bottom.
 
@@ -142,8 +157,10 @@ def _uncompressed(stream: BinaryIO, page: Any, planes: int, down: int, tall: int
             parts = []
             for plane in range(planes):
                 offset = page.dataoffsets[plane * down + y]
-                data = _bytes(stream, offset + top * line, count * line)
+                stored = page.databytecounts[plane * down + y] > 0
+                data = _bytes(stream, offset + top * line, count * line if stored else 0)
                 if data is None:
-                    raise UnreadableImage("the picture is damaged: a strip is empty")
-                parts.append(np.frombuffer(data, dtype).reshape(count, page.imagewidth, contiguous))
+                    parts.append(np.full((count, page.imagewidth, contiguous), page.nodata, dtype))
+                else:
+                    parts.append(np.frombuffer(data, dtype).reshape(count, page.imagewidth, contiguous))
             yield parts[0] if planes == 1 else np.concatenate(parts, axis=2)

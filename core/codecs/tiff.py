@@ -55,6 +55,7 @@ def open_tiff(stream: BinaryIO, size: int, limits: Limits) -> tuple[Probe, Calla
         for page in file.pages:
             with decoder_errors():
                 meta, notes = _metadata(stream, page, file.big)
+                notes += segments.left_out(stream, page)
                 said = file.notes if page is first else ()
                 if segments.streams(page):
                     scan = _scan(stream, page, meta)

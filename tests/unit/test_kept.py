@@ -297,22 +297,46 @@ def test_a_disk_that_fills_at_ninety_percent_leaves_bands_and_no_result(source: 
     assert not (tmp_path / ".out.png.part").exists()
 
 
-def test_a_disk_with_room_for_the_result_alone_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else bands of the first run would fill it, and the second would find no room for the result."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with kept_bands(tmp_path / "out.png", "key", 1001) as bands:
-        assert bands is None
-    assert list(tmp_path.iterdir()) == []
+def test_bands_do_not_take_the_room_of_the_result(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    pixels = 460 * 80
+    target = tmp_path / "out.tif"
+    interrupted(source, target, 8)
+    there = sum(path.stat().st_size for path in (tmp_path / ".out.tif.part").iterdir())
+    assert there > 0
+    options = core.Options(tile=48, device="cpu", model="compact-x2")
+    for free, noted in (
+        (7 * pixels - there, False),
+        (7 * pixels - there - 1, True),
+    ):  # the result three bytes, bands four
+        disk = shutil.disk_usage(tmp_path)._replace(free=free)
+        with monkeypatch.context() as small:
+            small.setattr(shutil, "disk_usage", lambda path, disk=disk: disk)  # stands in for a small disk
+            seen: list[int] = []
+            result = core.upscale(source, options, output=target, progress=lambda done, total: seen.append(done))  # noqa: B023
+        assert any("bands were not kept" in note for note in result.notes) == noted
+        assert seen[0] > 0, "what is kept already is used"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+        interrupted(source, target, 8)
 
-    def killed() -> None:
-        with kept_bands(tmp_path / "out.png", "key", 1000) as bands:
-            assert bands is not None
-            bands.save(0, np.zeros((9, 9, 3), np.uint8))
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        killed()
-    with kept_bands(tmp_path / "out.png", "key", 1010) as bands:  # with what the band takes
-        assert bands is not None
-        assert 0 in bands
+@pytest.mark.parametrize("format", ["tiff", "png", "jpeg"])
+def test_a_disk_that_fills_up(format: str, tmp_path: Path) -> None:
+    """A real small disk: the result is estimated to fit, and does not."""
+    values = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", values, photometric="rgb")
+    options = core.Options(model="lanczos", format=format, quality=100 if format == "jpeg" else None)
+    size = len(core.upscale(tmp_path / "in.tif", options).data or b"")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 9 // 10}", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted: needs root")
+    try:
+        with pytest.raises(core.OutputError, match="No space left"):
+            core.upscale(tmp_path / "in.tif", options, output=disk / "out")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

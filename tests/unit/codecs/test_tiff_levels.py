@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,6 +57,7 @@ def written(*pictures: Picture, pyramid: bool = False, pieces: int = 0) -> bytes
     return stream.getvalue()
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 2 * TILE + 3),
     st.integers(1, 2 * TILE + 3),
