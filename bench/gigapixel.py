@@ -1,4 +1,4 @@
-"""One gigapixel to 4.3 in bounded memory: python -m bench.gigapixel [--side 32768] [--pyramid] [--network]
+"""One gigapixel to 4.3 in bounded memory: python -m bench.gigapixel [--side 32768] [--pyramid] [--by lanczos tiny]
 
 A TIFF is generated from top to bottom, enlarged by the command as its own process, and rows of the result at 20 places
 are read by tifffile and by libvips and compared with what is computed from these places of the input alone. Takes some
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A gigapixel in bounded memory.")
     parser.add_argument("--side", type=int, default=32_768, help="of the input, pixels")
     parser.add_argument("--pyramid", action="store_true", help="with smaller copies")
-    parser.add_argument("--network", action="store_true", help="by a tiny network, too")
+    parser.add_argument("--by", nargs="*", choices=["lanczos", "tiny"], default=["lanczos"], help="a tiny network, too")
     parser.add_argument("--folder", type=Path, help="where there is room (the usual one for temporary files)")
     arguments = parser.parse_args()
     side = arguments.side
@@ -128,8 +128,9 @@ def main() -> None:
         if shutil.disk_usage(folder).free < 4 * side * side:
             raise SystemExit(f"too little room in {folder}: choose another --folder")
         generate(folder / "in.tif", side, side, "tiff")
-        measure("lanczos", "Lanczos", side, arguments.pyramid, folder)
-        if arguments.network:
+        if "lanczos" in arguments.by:
+            measure("lanczos", "Lanczos", side, arguments.pyramid, folder)
+        if "tiny" in arguments.by:
             measure(tiny_network(folder / "tiny"), "tiny network", side, arguments.pyramid, folder)
 
 

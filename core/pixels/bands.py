@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[Any]
-T = TypeVar("T")
 
 #: Rows of a band that somebody here has to choose; a multiple of what `core.pixels.alpha` works on.
 ROWS = 256
@@ -154,29 +153,38 @@ class RowBuffer:
         return self._held[0][: stop - start] if self._held else np.empty(0)
 
 
-_END = object()
+#: Bytes of bands that are made in advance; where one is larger, it is one.
+_AHEAD = 1 << 24
 
 
-def ahead(items: Iterator[T], stopped: threading.Event | None = None) -> Generator[T]:
-    """The same items, each made by another thread while the caller is busy with the one before.
+def ahead(items: Iterator[Samples], stopped: threading.Event | None = None) -> Generator[Samples]:
+    """The same bands, made by another thread while the caller is busy with those before.
 
-    One item is made in advance, no more. What the thread raises is raised here.
+    So many are made in advance that small ones bridge what a caller does at once, who may wait for some of them before
+    it works. What the thread raises is raised here.
 
     Args:
         items: what to make; closed when the caller stops early.
         stopped: is set then, so that a long item can be given up; None makes one.
     """
-    handed: queue.Queue[object] = queue.Queue(1)
-    wanted = threading.Semaphore(0)
+    changed = threading.Condition()
+    made: deque[Samples] = deque()
     stopped = stopped or threading.Event()
     failure: list[BaseException] = []
+    ended = False
+
+    def has_room() -> bool:
+        return stopped.is_set() or not made or sum(item.nbytes for item in made) + made[-1].nbytes <= _AHEAD
 
     def work() -> None:
+        nonlocal ended
         try:
             for item in items:
-                handed.put(item)
-                del item  # else it is held while the next is made
-                wanted.acquire()
+                with changed:
+                    made.append(item)
+                    changed.notify()
+                    del item  # else it is held while the next is made
+                    changed.wait_for(has_room)
                 if stopped.is_set():
                     break
         except BaseException as error:  # raised where the items are used
@@ -185,23 +193,26 @@ def ahead(items: Iterator[T], stopped: threading.Event | None = None) -> Generat
             close = getattr(items, "close", None)
             if close is not None:
                 close()
-            handed.put(_END)
+            with changed:
+                ended = True
+                changed.notify()
 
     thread = threading.Thread(target=work, name="ahead", daemon=True)
     thread.start()
     try:
-        while (item := handed.get()) is not _END:
-            wanted.release()
-            yield item  # type: ignore[misc]
+        while True:
+            with changed:
+                changed.wait_for(lambda: made or ended)
+                if not made:
+                    break
+                item = made.popleft()
+                changed.notify()
+            yield item
             del item
         if failure:
             raise failure[0]
     finally:
         stopped.set()
-        wanted.release()
-        while thread.is_alive():  # it may be about to hand over one more
-            try:
-                handed.get(timeout=0.05)
-            except queue.Empty:
-                continue
+        with changed:
+            changed.notify()
         thread.join()
