@@ -1,8 +1,9 @@
 """Memory that does not grow with the picture or with time: python -m bench.memory CHECKPOINT
 
 Peak resident memory of the whole command, from a small picture to one many times as high and just as wide, for each
-format that is read and written from top to bottom, by Lanczos and by a tiny network; the same by Swin2SR, the pictures themselves taken off; resident memory over many
-requests in one process; and seconds a megapixel of the embedded model from small pictures to large ones.
+format that is read and written from top to bottom, by Lanczos and by a tiny network; the same by Swin2SR, the pictures
+themselves taken off; resident memory over many requests in one process; and seconds a megapixel of the embedded model
+from small pictures to large ones.
 
 Swin2SR works layer by layer, and a layer's numbers are gone when the next but one is computed, so that its memory is
 that of two layers, while its time is that of all. `--layers 2` measures large pictures in minutes instead of hours.

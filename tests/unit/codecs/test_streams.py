@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import imagecodecs
@@ -18,7 +21,7 @@ import core
 from core import pipeline
 from core.codecs.read import decode, scans
 from core.picture import Picture, Scan, held
-from core.pixels.bands import bands_of, gather, in_rows
+from core.pixels.bands import ahead, bands_of, gather, in_rows
 from tests.unit.pictures import saved
 
 Array = np.ndarray[Any, Any]
@@ -198,3 +201,34 @@ def test_what_ends_early_is_refused(format: str) -> None:
     data = saved(noise(400, 300, 3), format, **options)
     with pytest.raises(core.UnreadableImage):
         core.upscale(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize(("rows", "in_advance"), [(1, 8), (1 << 14, 1)])
+def test_small_bands_are_made_further_ahead(rows: int, in_advance: int) -> None:
+    """Who gathers some before working is not waited for; of large ones there is one more, and memory for no other."""
+    made: list[int] = []
+    enough = threading.Event()
+
+    def items() -> Iterator[Array]:
+        for index in range(100):
+            made.append(index)
+            if len(made) > in_advance:
+                enough.set()
+            yield np.zeros((rows, 1024, 1), np.uint8)
+
+    with closing(ahead(items())) as bands:
+        next(bands)
+        assert enough.wait(10)
+        if in_advance == 1:
+            time.sleep(0.05)
+            assert len(made) == 2
+    assert len(made) <= 100
+
+
+def test_what_the_other_thread_raises_is_raised_here() -> None:
+    def items() -> Iterator[Array]:
+        yield np.zeros((1, 1, 1), np.uint8)
+        raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"):
+        list(ahead(items()))
