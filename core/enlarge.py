@@ -158,7 +158,8 @@ def _kept_or_made(
                 if part is None:
                     yield band
                 del band
-                if index + 1 < count and (index + 1 >= last or index + 1 in kept):
+                following = next((one for one in range(index + 1, count) if layout.height(one)), count)
+                if following < count and (following >= last or following in kept):
                     break  # after the very last one there are progress, and what was learned of the machine
         index += 1
 
