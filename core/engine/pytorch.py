@@ -14,8 +14,9 @@ from core.engine import allocator, batches
 from core.engine.processors import granted_threads
 from core.errors import ModelError
 from core.models import ModelSpec
-from core.networks import checkpoints, onednn
+from core.networks import checkpoints, onednn, swin2sr_openvino
 from core.networks.compact_config import CompactConfig
+from core.networks.swin2sr import Swin2SR
 
 
 def has_card() -> bool:
@@ -71,11 +72,14 @@ def open_network(spec: ModelSpec, source: Path, device: str, dtype: str) -> Torc
         ModelError: the configuration or the weights are damaged, or do not belong together.
     """
     allocator.keep_freed()
+    net = build(spec, source)
     if device == "cuda":
         batches.full_precision()
     else:
         torch.set_num_threads(min(torch.get_num_threads(), granted_threads()))
-    return TorchNetwork(build(spec, source).to(device=device, dtype=getattr(torch, dtype)), device)
+        if isinstance(net, Swin2SR) and swin2sr_openvino.is_installed():
+            net.use_openvino(dtype, torch.get_num_threads())
+    return TorchNetwork(net.to(device=device, dtype=getattr(torch, dtype)), device)
 
 
 def build(spec: ModelSpec, source: Path) -> nn.Module:
@@ -110,8 +114,6 @@ def build(spec: ModelSpec, source: Path) -> nn.Module:
         except RuntimeError as error:
             raise ModelError(f"the weights in {source} do not fit its config.json") from error
     else:
-        from core.networks.swin2sr import Swin2SR
-
         net = swin = Swin2SR(config)
         swin.load(state)
     return _finished(spec, net, state)

@@ -8,6 +8,7 @@ The result is that of transformers' `Swin2SRForImageSuperResolution`; the way th
   next one's, where the reference rolls, partitions, reverses and rolls back the whole picture.
 - Windows go through a whole layer in chunks that fit the processor's cache. All chunks have the same shape (the
   last is filled up), so a window's result has the same bits whatever the picture around it: tiles equal the whole.
+- Where OpenVINO is installed, it computes the attention layers of a chunk (`core.networks.swin2sr_openvino`).
 
 Shapes below: n pictures of h x w pixels, one token a pixel; C channels, H heads of D = C / H channels, N tokens in
 a window, B windows in a chunk, T = B * N. Where windows lie and in which order is in `core.networks.swin2sr_windows`.
@@ -16,17 +17,20 @@ a window, B windows in a chunk, T = B * N. Where windows lie and in which order 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.errors import ModelError
 from core.networks import onednn
 from core.networks.swin2sr_config import UPSAMPLER_WIDTH, Swin2SRConfig
+from core.networks.swin2sr_openvino import LayerGraph, mask_of
 from core.networks.swin2sr_windows import Runs, Tables, offsets, shift_masks, window_tables
 from core.networks.threads import for_each
 
@@ -35,6 +39,9 @@ _MEAN = (0.4488, 0.4371, 0.4040)
 
 #: Tokens in a chunk, at most: 32 windows of 8x8. The scores of one head take 512 KB then.
 _CHUNK = 2048
+
+#: A graph in OpenVINO, and a layer's weights for it.
+_Compiled = tuple[LayerGraph, list[Any]]
 
 #: take(name, *shape): the tensor of that name in the checkpoint, in fp32.
 _Take = Callable[..., Tensor]
@@ -83,6 +90,21 @@ class Swin2SR(nn.Module):
         self.bicubic = _conv(take, "upsample.conv_bicubic", 3, UPSAMPLER_WIDTH) if aux else None
         if rest:
             raise ModelError(f"the checkpoint has {min(rest)}, which config.json does not say")
+
+    def use_openvino(self, dtype: str, threads: int) -> None:
+        """Have attention layers computed by OpenVINO from now on, on the processor.
+
+        Args:
+            dtype: what products are computed in, "float32" or "bfloat16".
+            threads: how many chunks of windows at once.
+        """
+        graphs: dict[int, LayerGraph] = {}  # by heads
+        config = self.config
+        for layer in (layer for stage in self.stages for layer in stage.layers):
+            shape = (_chunk(config), config.window**2, config.embed_dim, layer.heads, config.hidden)
+            if layer.heads not in graphs:
+                graphs[layer.heads] = LayerGraph(shape, config.layer_norm_eps, dtype, threads)
+            layer.compiled = graphs[layer.heads], graphs[layer.heads].weights(layer.arrays())
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale n pictures.
@@ -177,16 +199,18 @@ class _Stage(nn.Module):
         for i, layer in enumerate(self.layers):
             table, chunks = tables.into_layer(i)
             y = _in_chunks(layer, y, table, chunks)
-        y = _picture(y.index_select(0, tables.out_of_layer(i)), x)  # (n, C, h, w)
+        y = _picture(y.index_select(0, tables.out_of_layer(i)).to(x.dtype), x)  # (n, C, h, w)
         for conv in self.convs[:-1]:
             y = F.leaky_relu(conv(y), 0.2, inplace=True)
         result: Tensor = self.convs[-1](y) + x
         return result
 
 
-def _in_chunks(layer: nn.Module, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
+def _in_chunks(layer: _Layer, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
     """An attention layer's result for the tokens that the table takes from x."""
     places = table.chunk(len(chunks))
+    if layer.compiled is not None:
+        return _in_openvino(layer, layer.compiled, x, places, chunks)
     if not x.is_cpu or (torch.is_grad_enabled() and x.requires_grad):
         done = [layer(x.index_select(0, place), runs) for place, runs in zip(places, chunks, strict=True)]
         return done[0] if len(done) == 1 else torch.cat(done)
@@ -195,6 +219,21 @@ def _in_chunks(layer: nn.Module, x: Tensor, table: Tensor, chunks: list[Runs]) -
 
     def work(number: int) -> None:
         parts[number].copy_(layer(x.index_select(0, places[number]), chunks[number]))
+
+    for_each(work, len(chunks))
+    return result
+
+
+def _in_openvino(layer: _Layer, compiled: _Compiled, x: Tensor, places: Sequence[Tensor], chunks: list[Runs]) -> Tensor:
+    """`_in_chunks` in fp32, whatever the type of x, by a layer's graph."""
+    graph, weights = compiled
+    x = x.float()
+    result = x.new_empty(sum(map(len, places)), x.shape[1])
+    parts = result.chunk(len(chunks))
+
+    def work(number: int) -> None:
+        mask = mask_of(layer.window, layer.shift, chunks[number])
+        graph.run(weights, x.index_select(0, places[number]), mask, parts[number])
 
     for_each(work, len(chunks))
     return result
@@ -211,6 +250,8 @@ class _Layer(nn.Module):
         super().__init__()
         dim, hidden, attention = config.embed_dim, config.hidden, f"{name}.attention.self"
         self.heads, self.tokens = heads, config.window**2
+        self.window, self.shift = config.window, shift
+        self.compiled: _Compiled | None = None
         parts = [take(f"{attention}.{part}.weight", dim, dim) for part in ("query", "key", "value")]
         bias = torch.zeros(3, dim)  # key has none
         if config.qkv_bias:
@@ -250,6 +291,20 @@ class _Layer(nn.Module):
         x = self.norm_attention(self.project(y)).add_(x)
         result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)
         return result
+
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """The weights in the order of `core.networks.swin2sr_openvino`'s graph."""
+        heads, dim = self.heads, self.project.weight.shape[0]
+        query, key, value = self.qkv.weight.split_with_sizes([dim, dim, dim + heads])
+        query_bias, _, value_bias = self.qkv.bias.split_with_sizes([dim, dim, dim + heads])
+        value = value.unflatten(0, (heads, -1))[:, :-1].flatten(0, 1)  # (C, C), without the columns of ones
+        value_bias = value_bias.unflatten(0, (heads, -1))[:, :-1].flatten()
+        tensors = [query.T, query_bias[None], key.T, value.T, value_bias[None]]
+        tensors += [self.gain[:heads].view(1, heads, 1, 1), self.bias[None, :heads]]
+        for linear, norm in ((self.project, self.norm_attention), (self.expand, None), (self.reduce, self.norm_mlp)):
+            tensors += [linear.weight.T, linear.bias[None]]
+            tensors += [norm.weight[None], norm.bias[None]] if norm else []
+        return [tensor.float().numpy() for tensor in tensors]
 
     def _factors(self, qk: Tensor) -> Tensor:
         """(T, 2H, D) -> (T, 2H, 1), fp32: what makes keys as long as 1, queries as the logit scale."""

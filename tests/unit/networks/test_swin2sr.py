@@ -21,13 +21,22 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import ModelError
-from core.networks import onednn, swin2sr
+from core.networks import onednn, swin2sr, swin2sr_openvino
 from core.networks.swin2sr import Swin2SR, _chunk
 from core.networks.swin2sr_config import Swin2SRConfig
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "../shared/models/swin2SR-lightweight-x2-64"
 PHOTO = ROOT / "../shared/bench/Kodak24/kodim05.png"
+
+#: Who computes the attention layers.
+RUNTIMES = [
+    "torch",
+    pytest.param(
+        "openvino",
+        marks=pytest.mark.skipif(not swin2sr_openvino.is_installed(), reason="OpenVINO is not installed for x86-64"),
+    ),
+]
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depths": [2, 2], "num_heads": [3, 4], "upscale": 2}
 AUX, DIRECT, NEAREST = "pixelshuffle_aux", "pixelshuffledirect", "nearest+conv"
@@ -72,10 +81,14 @@ def reference(raw: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> Tenso
     return result
 
 
-def ours(raw: dict[str, Any], state: dict[str, Tensor]) -> Swin2SR:
+def ours(
+    raw: dict[str, Any], state: dict[str, Tensor], runtime: str = "torch", dtype: torch.dtype = torch.float32
+) -> Swin2SR:
     net = Swin2SR(Swin2SRConfig.from_dict(raw))
     net.load(state)
-    return net
+    if runtime == "openvino":
+        net.use_openvino(str(dtype).removeprefix("torch."), torch.get_num_threads())
+    return net.to(dtype)
 
 
 def psnr(result: Tensor, expected: Tensor) -> float:
@@ -88,6 +101,7 @@ def picture(n: int, h: int, w: int) -> Tensor:
     return torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(h * w))
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     ("change", "size"),
     [
@@ -106,37 +120,38 @@ def picture(n: int, h: int, w: int) -> Tensor:
     ],
     ids=str,
 )
-def test_equals_transformers(change: dict[str, Any], size: tuple[int, int, int]) -> None:
+def test_equals_transformers(change: dict[str, Any], size: tuple[int, int, int], runtime: str) -> None:
     raw = SMALL | {"upsampler": "pixelshuffle"} | change
     state, x = random_state(raw), picture(*size)
     theirs = reference(raw, state, x)
     with torch.inference_mode():
-        result = ours(raw, state)(x)
+        result = ours(raw, state, runtime)(x)
     assert result.shape == theirs.shape == (size[0], 3, raw["upscale"] * size[1], raw["upscale"] * size[2])
     assert float(theirs.std()) > 0.05 / raw.get("img_range", 1)
     assert psnr(result, theirs) >= 120
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("logits", [1.0, 3.0])
-def test_equals_transformers_in_many_chunks(logits: float) -> None:
+def test_equals_transformers_in_many_chunks(logits: float, runtime: str) -> None:
     raw = SMALL | {"embed_dim": 60, "num_heads": [6, 6], "upsampler": DIRECT}
     state, x = random_state(raw, logits), picture(2, 120, 144)
     assert 5 * _chunk(Swin2SRConfig.from_dict(raw)) < 2 * 15 * 18
     with torch.inference_mode():
-        assert psnr(ours(raw, state)(x), reference(raw, state, x)) >= 120
+        assert psnr(ours(raw, state, runtime)(x), reference(raw, state, x)) >= 120
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason=f"no checkpoint at {CHECKPOINT}")
 @pytest.mark.skipif(not PHOTO.exists(), reason=f"no photo at {PHOTO}")
-def test_real_checkpoint_on_a_photo() -> None:
+def test_real_checkpoint_on_a_photo(runtime: str) -> None:
     raw = json.loads((CHECKPOINT / "config.json").read_text())
     state = load_file(CHECKPOINT / "model.safetensors")
     x = torch.from_numpy(np.array(Image.open(PHOTO)))[200:264, 300:396].permute(2, 0, 1)[None] / 255
     theirs = reference(raw, state, x)
-    net = ours(raw, state)
     with torch.inference_mode():
-        assert psnr(net(x), theirs) >= 120
-        assert psnr(net.to(torch.bfloat16)(x), theirs) >= 55
+        assert psnr(ours(raw, state, runtime)(x), theirs) >= 120
+        assert psnr(ours(raw, state, runtime, torch.bfloat16)(x), theirs) >= 55
 
 
 @pytest.mark.parametrize("change", [{"upsampler": "pixelshuffle"}, {"upsampler": DIRECT}, {"upsampler": AUX}], ids=str)
@@ -152,8 +167,9 @@ def test_all_windows_at_once_equal_chunks(change: dict[str, Any], monkeypatch: p
         assert psnr(net(x), expected) >= 110
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("steepest", [1.0, 59.0, 61.0, 100.0])
-def test_every_steepness_of_attention(steepest: float) -> None:
+def test_every_steepness_of_attention(steepest: float, runtime: str) -> None:
     raw = SMALL | {"depths": [2], "num_heads": [3], "upsampler": DIRECT}
     state = random_state(raw)
     for name, tensor in state.items():
@@ -161,10 +177,24 @@ def test_every_steepness_of_attention(steepest: float) -> None:
             tensor.fill_(math.log(steepest))
         if name.endswith("query.weight"):  # as like the key as can be: logits from one end to the other
             tensor.copy_(state[name.replace("query", "key")])
-    net, x = ours(raw, state), picture(1, 32, 40)
+    net, x = ours(raw, state, runtime), picture(1, 32, 40)
     assert [net.get_submodule(f"stages.0.layers.{i}").moderate for i in range(2)] == [steepest < 60] * 2
     with torch.inference_mode():
         assert psnr(net(x), reference(raw, state, x)) >= 120
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["project", "expand", "reduce"])
+def test_what_is_not_finite_within_is_seen(name: str, dtype: torch.dtype, runtime: str) -> None:
+    """Minima and maxima of some kernels make a number of NaN: a damaged tile must not look whole."""
+    raw = SMALL | {"depths": [2], "num_heads": [3], "upsampler": DIRECT}
+    state = random_state(raw)
+    linear = {"project": "attention.output.dense", "expand": "intermediate.dense", "reduce": "output.dense"}[name]
+    state[f"swin2sr.encoder.stages.0.layers.0.{linear}.weight"] *= 1e38  # a number, but products are beyond fp32
+    state[f"swin2sr.encoder.stages.0.layers.0.{linear}.bias"] += 3e38
+    with torch.inference_mode():
+        assert not ours(raw, state, runtime, dtype)(picture(1, 16, 24)).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -191,11 +221,12 @@ def test_a_window_has_the_same_bits_wherever_it_is(dim: int, dtype: torch.dtype,
             assert not torch.equal(among_others[4], uniform[5])
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("dtype", "threads"), [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 2)], ids=str)
-def test_a_tile_has_the_bits_of_the_whole(dtype: torch.dtype, threads: int) -> None:
+def test_a_tile_has_the_bits_of_the_whole(dtype: torch.dtype, threads: int, runtime: str) -> None:
     torch.set_num_threads(threads)
     raw = SMALL | {"embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4], "upsampler": "pixelshuffle"}
-    net = ours(raw, random_state(raw, logits=1.0)).to(dtype)
+    net = ours(raw, random_state(raw, logits=1.0), runtime, dtype)
     halo = math.ceil(net.config.receptive_field / 8) * 8
     top, left, side = halo + 8, halo + 16, 24
     x = picture(1, top + side + halo + 8, left + side + halo + 16)  # so there is something left out, all around
