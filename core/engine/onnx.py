@@ -21,9 +21,6 @@ from core.errors import ModelError
 #: (1, 3, h, w) float32 in [0, 1] to (1, 3, scale * h, scale * w) float32, not clipped.
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-#: OpenVINO takes other kernels for narrower pictures, with other bits.
-NARROWEST_BF16 = 48
-
 
 def multiplies_bf16() -> bool:
     """Whether networks run in bf16 here: the processor has AMX and OpenVINO is installed."""

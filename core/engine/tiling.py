@@ -15,6 +15,10 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+#: Smallest side of a region where the picture has as much: for narrower ones runtimes take other kernels, with other
+#: bits (OpenVINO in bf16).
+NARROWEST = 48
+
 #: What a tile costs beside its pixels, in pixels: threads are woken, kernels begin.
 _TILE_COST = 1 << 11
 
@@ -51,7 +55,7 @@ def round_up(value: int, window: int) -> int:
 
 def region_side(tile: int, halo: int, window: int) -> int:
     """Side of the region that a tile in the middle of a picture is computed from, in pixels."""
-    return max(window, tile // window * window) + 2 * round_up(halo, window)
+    return max(max(window, tile // window * window) + 2 * round_up(halo, window), round_up(NARROWEST, window))
 
 
 def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: int | None = None) -> list[Span]:
@@ -73,6 +77,10 @@ def spans(length: int, tile: int, halo: int, window: int, start: int = 0, stop: 
     padded = round_up(length, window)
     # Context that lies beyond the picture does not exist: [low, high) is all that can influence [start, stop).
     low, high = max(0, start - halo), min(padded, round_up(stop, window) + halo)
+    lack = min(padded, round_up(NARROWEST, window)) - (high - low)
+    if lack > 0:  # more of the picture than the halo is
+        low = max(0, low - lack)
+        high = max(high, min(padded, low + round_up(NARROWEST, window)))
     need = high - low
     size = min(need, region_side(tile, halo, window))
     if size == need:
@@ -95,7 +103,8 @@ def _evenly(count: int, low: int, high: int, halo: int, window: int, start: int,
 
 
 def _even_size(count: int, need: int, halo: int, window: int) -> int:
-    return round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
+    even = round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
+    return max(even, min(need, round_up(NARROWEST, window)))
 
 
 def cheapest_rows(
@@ -127,7 +136,7 @@ def cheapest_rows(
             if size < last:
                 yield count, size
                 last = size
-            if size <= window + 2 * halo:
+            if size <= region_side(window, halo, window):
                 return
 
     def cost(rows: tuple[int, int], columns: tuple[int, int]) -> int:

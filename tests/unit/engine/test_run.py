@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import core
@@ -16,13 +17,16 @@ from core import models
 from core.codecs.read import decode
 from core.engine import load, run
 from core.engine.load import Model
-from core.engine.onnx import Network
+from core.engine.onnx import Network, open_network
 from core.engine.plan import UpscalePlan, make_plan, operations
 from core.engine.run import upscale_strips
-from core.engine.tiling import tile_rows
+from core.engine.tiling import split, tile_rows
+from core.networks.compact import Compact
+from core.networks.compact_config import CompactConfig
 from core.picture import Pixels
 from core.pixels.resize import Rows
 from tests.unit.engine.small import CPU, noise, upscaled
+from training.onnx_file import write_onnx
 
 SHARED = Path(__file__).parents[3] / "../shared"
 LIGHTWEIGHT = SHARED / "models/swin2SR-lightweight-x2-64"
@@ -80,6 +84,24 @@ def test_the_number_of_threads_changes_nothing(at_once: int) -> None:
     one = upscaled(replace(model, at_once=1), pixels, 4096)
     assert np.array_equal(upscaled(replace(model, at_once=at_once), pixels, 48), one)
     assert np.array_equal(in_own_tiles(replace(model, at_once=at_once), pixels), one)
+
+
+def test_tiles_of_a_small_network_equal_the_whole(dtype: str, tmp_path: Path) -> None:
+    """Its halo is small, and so would regions be, for which OpenVINO has other kernels; also where memory is short."""
+    config = CompactConfig(scale=2, width=48, blocks=1)
+    torch.manual_seed(0)
+    write_onnx(Compact(config).requires_grad_(False), tmp_path / models.ONNX_FILE)
+    net = open_network(tmp_path / models.ONNX_FILE, 2, dtype, 1)
+    model = Model(models.spec_from_config("small", str(tmp_path), config), net, CPU, dtype, at_once=1)
+    pixels = noise(90, 150)
+    whole = upscaled(model, pixels, 4096)
+    assert model.spec.halo < 12
+    for tile in (8, 16, 32):
+        assert np.array_equal(upscaled(model, pixels, tile), whole), tile
+    assert np.array_equal(upscaled(replace(model, side=48), pixels, 4096), whole)
+    [[first, *_], *_] = tile_rows(90, 150, 64, model.spec.halo, 1)
+    for part in split(first, 90, 150, 8, model.spec.halo, 1):
+        assert min(part.rows.size, part.columns.size) >= 48
 
 
 def test_two_passes_of_tiles_equal_the_whole(dtype: str) -> None:

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.tiling import Span, Tile, cheapest_rows, region_side, round_up, spans, split, tile_rows
+from core.engine.tiling import NARROWEST, Span, Tile, cheapest_rows, region_side, round_up, spans, split, tile_rows
 
 lengths = st.integers(1, 700)
 tiles = st.integers(8, 300)
@@ -23,6 +23,7 @@ def check(found: list[Span], start: int, stop: int, length: int, tile: int, halo
         assert span.origin % window == 0
         assert span.size % window == 0
         assert span.size <= region_side(tile, halo, window)
+        assert span.size >= min(NARROWEST, length)
         # At the picture's edges a region has no halo outside, and owns that much more.
         assert span.stop - span.start <= region_side(tile, halo, window)
         assert span.size == found[0].size
@@ -83,7 +84,7 @@ def test_the_cheapest_tiles_cover_a_picture(
     for row in rows:
         assert len({tile.rows for tile in row}) == 1
         check([tile.columns for tile in row], 0, width, width, unlimited, halo, window)
-    least = (window + 2 * round_up(halo, window)) ** 2
+    least = region_side(window, halo, window) ** 2
     assert rows[0][0].rows.size * rows[0][0].columns.size <= max(largest, least)
 
 
