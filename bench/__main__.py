@@ -48,6 +48,7 @@ BENCHES = (
     Bench("memory", (str(CHECKPOINT), "--layers", "2"), CHECKPOINT, "s a MP"),
     Bench("swin2sr", (str(CHECKPOINT),), CHECKPOINT, "ratio"),
     Bench("runtimes", needs=CHECKPOINT),
+    Bench("embedded"),
     Bench("quality", ("--sets", str(SETS)), SETS),
     Bench("service"),
     Bench("cold_start", needs=CHECKPOINT, drawn="start to first answer, s"),

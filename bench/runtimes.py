@@ -1,11 +1,12 @@
 """Swin2SR on this CPU in four runtimes: python -m bench.runtimes [CHECKPOINT] [--rounds 5] [--threads 2]
 
-Same weights, same picture, same number of threads, fp32. Each runtime has a separate process, so that none has
+Same weights, same picture, same number of threads; in fp32, and in bf16 what computes in it, beside transformers in
+fp32. Each runtime has a separate process, so that none has
 another one's allocator or waiting threads, and they take turns, so that a slow minute of the machine hits all of them.
 A megapixel is as many tiles as it is cut into, times the median of one: regions of 256x256 at most for all of them,
 though this project takes larger ones, because exporting those for the others takes more than 24 GB.
-Besides the checkpoint, the classical configuration is run with random weights. ONNX Runtime and OpenVINO come with the
-extra `bench`; which of them are absent, the table says.
+Besides the checkpoint, the classical configuration is run with random weights. OpenVINO comes with the
+extra `torch`, the exporter with `dev`; what is absent, the table says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import statistics
@@ -31,15 +33,16 @@ from numpy.typing import NDArray
 
 from core import models
 from core.engine import tiling
+from core.networks import onednn
 
 Picture = NDArray[np.float32]  # (1, 3, h, w)
 Run = Callable[[Picture], Picture]
 
 CHECKPOINT = Path(__file__).parents[1] / "../shared/models/swin2SR-lightweight-x2-64"
 
-OURS, TRANSFORMERS = "ours", "transformers"
+OURS, TRANSFORMERS, OPENVINO = "ours", "transformers", "OpenVINO"
 #: By the name in the table: the package that it needs.
-PACKAGES = {OURS: "torch", TRANSFORMERS: "transformers", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+PACKAGES = {OURS: "torch", TRANSFORMERS: "transformers", "ONNX Runtime": "onnxruntime", OPENVINO: "openvino"}
 
 
 @dataclass
@@ -57,22 +60,13 @@ class Turns:
     seconds: list[float] = field(default_factory=list)
 
 
-def ours(checkpoint: Path, threads: int) -> Run:
+def ours(checkpoint: Path, threads: int, dtype: str) -> Run:
     import torch
 
-    from core.engine import allocator
-    from core.engine.pytorch import build
+    from core.engine.pytorch import open_network
 
     torch.set_num_threads(threads)
-    allocator.keep_freed()
-    net = build(models.spec_of(str(checkpoint)), checkpoint)
-
-    def run(x: Picture) -> Picture:
-        with torch.inference_mode():
-            result: Picture = net(torch.from_numpy(x).contiguous(memory_format=torch.channels_last)).numpy()
-            return result
-
-    return run
+    return open_network(models.spec_of(str(checkpoint)), checkpoint, "cpu", dtype)
 
 
 def reference(checkpoint: Path) -> Any:
@@ -113,10 +107,11 @@ def onnxruntime(file: Path, threads: int) -> Run:
     return lambda x: np.asarray(session.run(None, {"x": x})[0])
 
 
-def openvino(file: Path, threads: int) -> Run:
+def openvino(file: Path, threads: int, dtype: str) -> Run:
     runtime = importlib.import_module("openvino")
     # fp32 is asked for: where the processor multiplies bf16, the default would be that.
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    hint = "bf16" if dtype == "bfloat16" else "f32"
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     request = runtime.Core().compile_model(file, "CPU", settings).create_infer_request()
     return lambda x: np.asarray(request.infer([x])[0])
 
@@ -142,13 +137,17 @@ def classical(folder: Path) -> Path:
     return folder
 
 
-def serve(name: str, checkpoint: Path, file: Path, threads: int, side: int, pipe: Connection) -> None:
+def serve(name: str, checkpoint: Path, file: Path, threads: int, dtype: str, side: int, pipe: Connection) -> None:
     """In a separate process: load, send (seconds, result), then run and send the seconds whenever asked to."""
     start = time.perf_counter()
-    if name in (OURS, TRANSFORMERS):
-        run = (ours if name == OURS else transformers)(checkpoint, threads)
+    if name == OURS:
+        run = ours(checkpoint, threads, dtype)
+    elif name == TRANSFORMERS:
+        run = transformers(checkpoint, threads)
+    elif name == OPENVINO:
+        run = openvino(file, threads, dtype)
     else:
-        run = (onnxruntime if name == "ONNX Runtime" else openvino)(file, threads)
+        run = onnxruntime(file, threads)
     load = time.perf_counter() - start
     x = np.random.default_rng(0).random((1, 3, side, side), np.float32)
     pipe.send((load, run(x)))  # the first run also fills caches: not counted
@@ -159,7 +158,7 @@ def serve(name: str, checkpoint: Path, file: Path, threads: int, side: int, pipe
             pipe.send(time.perf_counter() - start)
 
 
-def in_turns(checkpoint: Path, names: list[str], side: int, threads: int, rounds: int) -> dict[str, Turns]:
+def in_turns(checkpoint: Path, names: list[str], side: int, threads: int, dtype: str, rounds: int) -> dict[str, Turns]:
     """Each of these runtimes on the same random picture; without those that the network could not be exported for."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +172,8 @@ def in_turns(checkpoint: Path, names: list[str], side: int, threads: int, rounds
         pipes, found = {}, {}
         for name in names:
             pipes[name], theirs = spawn.Pipe()
-            spawn.Process(target=serve, args=(name, checkpoint, file, threads, side, theirs), daemon=True).start()
+            task = (name, checkpoint, file, threads, dtype, side, theirs)
+            spawn.Process(target=serve, args=task, daemon=True).start()
             theirs.close()
             found[name] = Turns(*pipes[name].recv())  # one after another, or they would slow each other down
         for _ in range(rounds):
@@ -199,14 +199,16 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", type=int, default=[128, 256])
     parser.add_argument("--megapixel", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--classical", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"], help="bf16 where the processor has it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     names = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
     if not importlib.util.find_spec("onnx"):
         names = [OURS, TRANSFORMERS]
-    print(f"{arguments.threads} threads, medians of {arguments.rounds}, fp32\n")
-    heads = ["network", "input", "runtime", "load, s", "run, s", "times ours", "agreement, dB"]
+    dtypes = [dtype for dtype in arguments.dtypes if dtype == "float32" or onednn.multiplies_bf16()]
+    print(f"{arguments.threads} threads, medians of {arguments.rounds}\n")
+    heads = ["network", "input", "precision", "runtime", "load, s", "run, s", "times ours", "agreement, dB"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = [(arguments.checkpoint.name, arguments.checkpoint)] if arguments.checkpoint.exists() else []
@@ -218,17 +220,19 @@ def main() -> None:
                 rows = tiling.tile_rows(1000, 1000, min(spec.tile, 256 - 2 * spec.halo), spec.halo, spec.window)
                 side, tiles = rows[0][0].rows.size, len(rows) * len(rows[0])
                 sizes.append((f"1 megapixel, {tiles} tiles of {side}x{side}", side, tiles))
-            for text, side, count in sizes:
-                found = in_turns(checkpoint, names, side, arguments.threads, arguments.rounds)
+            for (text, side, count), dtype in itertools.product(sizes, dtypes):
+                wanted = [name for name in names if dtype == "float32" or name != "ONNX Runtime"]
+                found = in_turns(checkpoint, wanted, side, arguments.threads, dtype, arguments.rounds)
                 own, truth = statistics.median(found[OURS].seconds), found[TRANSFORMERS].made
                 for name, turns in found.items():
                     run = statistics.median(turns.seconds)
                     agreement = "-" if name == TRANSFORMERS else f"{decibels(turns.made, truth):.0f}"
-                    cells = (network, text, name, f"{turns.load:.1f}", f"{count * run:.2f}", f"{run / own:.2f}")
+                    cells = (network, text, dtype, name, f"{turns.load:.1f}", f"{count * run:.2f}", f"{run / own:.2f}")
                     print("| " + " | ".join((*cells, agreement)) + " |", flush=True)
                 for name in PACKAGES.keys() - found.keys():
-                    why = "not installed (pip install -e '.[bench]'), or the export failed"
-                    print(f"| {network} | {text} | {name} | {why} | | | |")
+                    why = "not installed (pip install -e '.[torch,dev]'), or the export failed"
+                    why = why if dtype == "float32" or name != "ONNX Runtime" else "no bf16 on x86-64"
+                    print(f"| {network} | {text} | {dtype} | {name} | {why} | | | |")
 
 
 if __name__ == "__main__":

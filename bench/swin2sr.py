@@ -12,16 +12,16 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from core import models
 from core.engine import allocator
-from core.engine.pytorch import build
+from core.engine.pytorch import open_network
 
 
-def seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
+def seconds(run: Callable[[Any], object], x: Any) -> float:
     """Of one call."""
     start = time.perf_counter()
     run(x)
@@ -42,19 +42,17 @@ def main() -> None:
     spec = models.spec_of(str(arguments.checkpoint))
     theirs = Swin2SRForImageSuperResolution.from_pretrained(arguments.checkpoint)
     theirs.train(False)
-    exact = build(spec, arguments.checkpoint)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {os.cpu_count()} cores")
     print("| input | dtype | transformers fp32, s | ours, s | ratio | agreement, dB |\n|---|---|---|---|---|---|")
     for side in arguments.sides:
         x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         for name in arguments.dtypes:
-            dtype = getattr(torch, name)
-            ours = exact if dtype == torch.float32 else build(spec, arguments.checkpoint).to(dtype)
-            last = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            ours = open_network(spec, arguments.checkpoint, "cpu", name)
+            pixels = x.numpy()
             with torch.inference_mode():
-                made, truth = ours(last).float(), theirs(x).reconstruction[..., : 2 * side, : 2 * side]
+                made, truth = torch.from_numpy(ours(pixels)), theirs(x).reconstruction[..., : 2 * side, : 2 * side]
                 error = float((made - truth).double().square().mean())
-                turns = [(seconds(theirs, x), seconds(ours, last)) for _ in range(arguments.rounds)]
+                turns = [(seconds(theirs, x), seconds(ours, pixels)) for _ in range(arguments.rounds)]
             reference, own = (statistics.median(values) for values in zip(*turns, strict=True))
             agreement = 10 * math.log10(1 / error) if error else math.inf
             print(f"| {side}x{side} | {name} | {reference:.2f} | {own:.2f} | {reference / own:.2f} | {agreement:.0f} |")

@@ -100,7 +100,7 @@ class Swin2SR(nn.Module):
         """
         graphs: dict[int, LayerGraph] = {}  # by heads
         config = self.config
-        for layer in (layer for stage in self.stages for layer in stage.layers):
+        for layer in (module for module in self.modules() if isinstance(module, _Layer)):
             shape = (_chunk(config), config.window**2, config.embed_dim, layer.heads, config.hidden)
             if layer.heads not in graphs:
                 graphs[layer.heads] = LayerGraph(shape, config.layer_norm_eps, dtype, threads)
@@ -206,10 +206,10 @@ class _Stage(nn.Module):
         return result
 
 
-def _in_chunks(layer: _Layer, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
+def _in_chunks(layer: nn.Module, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
     """An attention layer's result for the tokens that the table takes from x."""
     places = table.chunk(len(chunks))
-    if layer.compiled is not None:
+    if isinstance(layer, _Layer) and layer.compiled is not None:
         return _in_openvino(layer, layer.compiled, x, places, chunks)
     if not x.is_cpu or (torch.is_grad_enabled() and x.requires_grad):
         done = [layer(x.index_select(0, place), runs) for place, runs in zip(places, chunks, strict=True)]
@@ -297,8 +297,8 @@ class _Layer(nn.Module):
         heads, dim = self.heads, self.project.weight.shape[0]
         query, key, value = self.qkv.weight.split_with_sizes([dim, dim, dim + heads])
         query_bias, _, value_bias = self.qkv.bias.split_with_sizes([dim, dim, dim + heads])
-        value = value.unflatten(0, (heads, -1))[:, :-1].flatten(0, 1)  # (C, C), without the columns of ones
-        value_bias = value_bias.unflatten(0, (heads, -1))[:, :-1].flatten()
+        value = value.view(heads, -1, dim)[:, :-1].flatten(0, 1)  # (C, C), without the columns of ones
+        value_bias = value_bias.view(heads, -1)[:, :-1].flatten()
         tensors = [query.T, query_bias[None], key.T, value.T, value_bias[None]]
         tensors += [self.gain[:heads].view(1, heads, 1, 1), self.bias[None, :heads]]
         for linear, norm in ((self.project, self.norm_attention), (self.expand, None), (self.reduce, self.norm_mlp)):
