@@ -20,6 +20,8 @@ from torch import nn
 import core
 from core import models
 from core.engine import load
+from core.engine.pytorch import TorchNetwork
+from core.networks import swin2sr_openvino
 from core.pixels.resize import Rows
 from tests.unit.engine.small import CPU, SMALL_SWIN2SR, noise, upscaled
 
@@ -148,3 +150,17 @@ def test_lanczos_needs_no_runtime() -> None:
     code = code.replace('"torch", ', '"torch", "onnxruntime", ')
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines() == ["lanczos False False"]
+
+
+def test_swin2sr_needs_no_openvino(small_swin2sr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images have none, nor do ARM and macOS; where it is, it computes the attention layers, and agrees."""
+    made = []
+    for installed in {False, swin2sr_openvino.is_installed()}:
+        monkeypatch.setattr(swin2sr_openvino, "is_installed", lambda installed=installed: installed)
+        load._warm.clear()
+        model, _ = load.load(str(small_swin2sr), CPU, "float32")
+        assert isinstance(model.net, TorchNetwork)
+        layer = model.net.module.get_submodule("stages.0.layers.0")
+        assert (layer.compiled is not None) == installed
+        made.append(upscaled(model, noise(40, 50), 64).astype(np.float64))
+    assert float(np.square(made[0] - made[-1]).mean()) < 1e-12  # 120 dB
