@@ -168,7 +168,8 @@ def _network_work(width: int, height: int, options: Options, speed: _Speed, laye
     out_size = options.output_size(width, height)
     wanted = options.factor(width, height)
     plan = make_plan(spec, wanted, exact=options.exact, tile=options.tile, halo=options.halo)
-    at_once = load.tiles_at_once(spec, speed.device)
+    dtype = "bfloat16" if _multiplies_bf16(spec, speed.device) else "float32"
+    at_once = load.tiles_at_once(spec, speed.device, dtype)
     tiles = [tile for row in lay_out(spec, plan, height, width, at_once=at_once) for tile in row]
     regions = [tile.rows.size * tile.columns.size for tile in tiles]
     resampled = out_size != (width * plan.scale, height * plan.scale)

@@ -33,7 +33,7 @@ class Model:
         device: where it runs: "cpu" or "cuda".
         dtype: what it computes in: "float32" or "bfloat16".
         side: largest side of a region, halo included, that may be tried, in pixels; lowered when one did not fit.
-        at_once: tiles to compute side by side, each on one thread; 0 where the network has threads of its own.
+        at_once: tiles to compute side by side: of an exported file at least 1, of other networks 0.
         notes: what had to be redone, one line each, newest last.
     """
 
@@ -114,9 +114,11 @@ def runs_from_file(spec: ModelSpec, device: str) -> bool:
     return device == "cpu" and (Path(spec.source) / models.ONNX_FILE).is_file()
 
 
-def tiles_at_once(spec: ModelSpec, device: str) -> int:
-    """How many tiles are computed side by side, each on one thread; 0 where the network has threads of its own."""
-    return granted_threads() if runs_from_file(spec, device) else 0
+def tiles_at_once(spec: ModelSpec, device: str, dtype: str) -> int:
+    """How many tiles of an exported file are computed side by side (see `core.engine.onnx`); 0 for other networks."""
+    if not runs_from_file(spec, device):
+        return 0
+    return granted_threads() if dtype == "bfloat16" else 1
 
 
 def pick_dtype(spec: ModelSpec, device: str) -> str:
@@ -190,7 +192,9 @@ def load(name: str, device: str, dtype: str | None = None) -> tuple[Model, float
         key = (name, device, dtype)
         if key in _warm:
             return _warm[key], 0.0
-        model = Model(spec, open_network(spec, device, dtype), device, dtype, at_once=tiles_at_once(spec, device))
+        model = Model(
+            spec, open_network(spec, device, dtype), device, dtype, at_once=tiles_at_once(spec, device, dtype)
+        )
         if spec.kind != "compact":  # the embedded ones are so small that they may stay side by side
             for other in [other for other, kept in _warm.items() if kept.spec.kind != "compact"]:
                 del _warm[other]  # running calls keep their own reference until they end

@@ -10,8 +10,8 @@ from core.models import ModelSpec
 
 _STRIP_PIXELS = 1 << 25  # of the result that a row of tiles makes, which is held: 100 MB for colour of 8 bits
 _SMALLEST_TILE = 64  # input pixels; below, most of the work is halo
-#: What a tile may take that is computed beside others: the larger, the less its halo costs.
-_REGION_BYTES = 92_000_000
+#: What a tile may take that is computed alone; beside others half of it. The larger, the less its halo costs.
+_REGION_BYTES = 184_000_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def lay_out(
         plan: from `make_plan` for this model.
         height: of the picture, pixels.
         width: of the picture, pixels.
-        at_once: tiles that are computed side by side, each on one thread; 0 where each has all threads in turn.
+        at_once: tiles that are computed side by side; 0 for networks whose tiles have the side in their `spec`.
         side: largest side of a region, halo included, in pixels: what memory was found to suffice for.
 
     Returns:
@@ -84,7 +84,7 @@ def lay_out(
     shrink = spec.scale ** (plan.passes - 1)  # the last pass sees a picture that is as many times as large
     if plan.tile is None and at_once and side >= max(height, width):
         smallest = tiling.region_side(_SMALLEST_TILE, plan.halo, spec.window) ** 2
-        largest = max(_REGION_BYTES // (spec.tile_bytes * shrink**2), smallest)
+        largest = max(_REGION_BYTES // min(at_once, 2) // (spec.tile_bytes * shrink**2), smallest)
         return tiling.cheapest_rows(height, width, largest, plan.halo, spec.window, at_once, most)
     tile = plan.tile or max(spec.tile // shrink, _SMALLEST_TILE)
     return tiling.tile_rows(height, width, min(tile, side - 2 * plan.halo), plan.halo, spec.window, most)
