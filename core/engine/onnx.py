@@ -1,7 +1,7 @@
 """Networks from an ONNX file on a CPU: ONNX Runtime in fp32, OpenVINO in bf16 where the processor multiplies that.
 
-ONNX Runtime computes one tile at a time, with all threads on each operation, and OpenVINO as many tiles at once as there
-are threads, each with one. For the same memory the one tile is as large as all of those together, and so has less halo:
+ONNX Runtime computes one tile at a time, with all threads on each operation; OpenVINO as many tiles at once as there
+are threads, each with one. For the same memory the one tile is as large as all of those together, and has less halo:
 512x512 took a sixth less time, under a quota of 1.7 or 1.0 processors a tenth less, beside a busy process as much.
 """
 

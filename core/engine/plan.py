@@ -11,7 +11,7 @@ from core.models import ModelSpec
 _STRIP_PIXELS = 1 << 25  # of the result that a row of tiles makes, which is held: 100 MB for colour of 8 bits
 _SMALLEST_TILE = 64  # input pixels; below, most of the work is halo
 #: What a tile may take that is computed alone; beside others half of it. The larger, the less its halo costs.
-_REGION_BYTES = 184_000_000
+_REGION_BYTES = 190_000_000
 
 
 @dataclass(frozen=True)
