@@ -41,6 +41,7 @@ TEACHER_WEIGHT = 0.65  # beside the photos
 START_RATE = 0.5  # of the rates, where training begins with trained weights
 KEEP_SECONDS = 300  # between two checkpoints
 STEPS_AT_ONCE = 20  # between two looks at the clock
+KINDS = ("compact", "photo", "detail")
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,19 @@ def train(training: Training, phases: tuple[Phase, ...], seconds: float, selecti
     return run / "best"
 
 
+def kind_of(kind: str) -> type[Training]:
+    """The training of a kind of model: what draws detail has a loss of its own, which needs more packages."""
+    if kind != "detail":
+        return Training
+    from training.detail import DetailTraining
+
+    return DetailTraining
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train an embedded model.")
-    parser.add_argument("model", choices=[f"{kind}-x{scale}" for kind in ("compact", "photo") for scale in (2, 3, 4)])
+    parser.add_argument("model", choices=[f"{kind}-x{scale}" for kind in KINDS for scale in (2, 3, 4)])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of photos")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints, and the best model")
     parser.add_argument("--cache", type=Path, help="folder for the decoded photos (beside the run)")
@@ -244,17 +254,17 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     phases = CUDA_PHASES if device.type == "cuda" else CPU_PHASES
-    inputs = Degrade(int(scale), device) if kind == "photo" else Bicubic(int(scale), device)
+    inputs = Bicubic(int(scale), device) if kind == "compact" else Degrade(int(scale), device, wide=kind == "detail")
     largest = max(phase.size for phase in phases) + inputs.margin
     decoded = decode(arguments.data, arguments.cache or arguments.run.parent)
     patches = Patches(decoded, device, largest * int(scale))
     print(f"{patches.photos} photos and reduced copies, {len(patches.values) / 1e6:.1f} megapixels", flush=True)
     if arguments.teacher and kind == "compact":
         patches.teach(arguments.teacher)
-    qualities = JPEG_QUALITIES if kind == "photo" else (None,)
+    qualities = (None,) if kind == "compact" else JPEG_QUALITIES
     selection = Selection(held_back(arguments.data), int(scale), qualities)
     net = build(replace(CompactConfig(), scale=int(scale)), arguments.start, device)
-    training = Training(net, patches, inputs)
+    training = kind_of(kind)(net, patches, inputs)
     training.rate = arguments.rate or (START_RATE if arguments.start else 1.0)
     best = train(training, phases, arguments.hours * 3600, selection, arguments.run)
     print(f"{training.best:.3f} dB on the split: {best}")
