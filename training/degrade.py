@@ -110,7 +110,7 @@ class Degrade:
         chosen = torch.where(share < CLEAN * 2 / 3, small, torch.where(share < CLEAN, other, damaged))
         size = small.shape[-1] - MARGIN
         y, x = torch.randint(MARGIN // 4, 3 * MARGIN // 4, (2, count), device=device)
-        return _cut(chosen, y, x, size), _cut(large, y * self.scale, x * self.scale, size * self.scale)
+        return cut(chosen, y, x, size), cut(large, y * self.scale, x * self.scale, size * self.scale)
 
     def reduced(self, large: Tensor, kind: Tensor, blur: Tensor) -> Tensor:
         """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by a kernel and a blur of its own; both (n,) in [0, 1)."""
@@ -159,8 +159,8 @@ class Degrade:
         return (back + 128).round().clamp(0, 255)
 
 
-def _cut(x: Tensor, y: Tensor, x0: Tensor, side: int) -> Tensor:
-    """(n, c, side, side) from a place of its own in each of (n, c, h, w)."""
+def cut(x: Tensor, y: Tensor, x0: Tensor, side: int) -> Tensor:
+    """Squares (n, c, side, side) of (n, c, h, w), each from a place (y, x0) of its own; both (n,)."""
     along = torch.arange(side, device=x.device)
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[batch, (y[:, None] + along)[:, :, None], (x0[:, None] + along)[:, None]].permute(

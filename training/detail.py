@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.networks.compact import Compact
-from training.degrade import Bicubic, Degrade
+from training.degrade import Bicubic, Degrade, cut
 from training.photos import Patches
 from training.train import Phase, Training
 
 # By the sizes of their gradients in the result, beside that of L1: features twice, the discriminator about 1.3 times.
 L1_WEIGHT, FEATURE_WEIGHT, DISCRIMINATOR_WEIGHT = 1.0, 0.02, 0.05
 DISCRIMINATOR_RATE = 2e-4
+STRIDE = 8  # of the features and the discriminator, in all
 
 
 class Features(nn.Module):
@@ -87,8 +88,8 @@ class DetailTraining(Training):
     def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
         super().__init__(net, patches, inputs)
         # channels_last: a third of the time on a CPU.
-        self.features = Features().to(self.device, memory_format=torch.channels_last)
-        self.discriminator = Discriminator().to(self.device, memory_format=torch.channels_last)
+        self.features = Features().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.discriminator = Discriminator().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fast = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(
             self.discriminator.parameters(), DISCRIMINATOR_RATE, (0.5, 0.99), capturable=fast
@@ -96,7 +97,12 @@ class DetailTraining(Training):
 
     def loss(self, made: Tensor, large: Tensor, phase: Phase) -> Tensor:  # noqa: ARG002  # as the other's
         """L1, features and how much the discriminator takes the result for a photo."""
-        made, large = (values.contiguous(memory_format=torch.channels_last) for values in (made, large))
+        # Strides that always begin at the same pixel of the network's own grid draw that grid all over the picture.
+        y, x = torch.randint(0, STRIDE, (2, len(made)), device=self.device)
+        made, large = (
+            cut(pictures, y, x, pictures.shape[-1] - STRIDE).contiguous(memory_format=torch.channels_last)
+            for pictures in (made, large)
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             self.discriminator.requires_grad_(True)
             real, false = self.discriminator(large), self.discriminator(made.detach())
