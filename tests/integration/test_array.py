@@ -7,11 +7,9 @@ test, which the containers have from Batch.
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from handler.attempt import Stopped
 from handler.jobs import Backend, Estimate, Job, State
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Storage, Unavailable
-from tests.integration.work import AT_ONCE, Context, Failing, configured, event, queued, result
+from tests.integration.work import AT_ONCE, Context, Failing, Start, configured, containers, event, queued, result
 
 PARTS = 3
 #: A container of a small picture, which is not worth it by itself; with a number of bands it dies after so many.
@@ -76,28 +74,25 @@ def split(store: Storage, data: bytes = DATA, **options: Any) -> Job:
     return jobs.change(store, job.id, lambda now: now.model_copy(update=news))
 
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
 @pytest.fixture
 def start(seaweedfs_bucket: tuple[str, str], tmp_path: Path) -> Iterator[Start]:
     """Start a container; what still runs at the end of the test is killed."""
-    started: list[subprocess.Popen[bytes]] = []
+    with containers() as begin:
 
-    def begin(job: Job, part: int | None = None, dies_after: int = -1) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "TILE_SIZE": "48"}
-        environment |= {"S3_ENDPOINT_URL": seaweedfs_bucket[0], "BUCKET": seaweedfs_bucket[1], "AWS_BATCH_JOB_ID": LAST}
-        command = [sys.executable, "-c", CONTAINER, str(dies_after), "--job", job.id]
-        if part is not None:
-            environment |= {"AWS_BATCH_JOB_ID": f"{ARRAY}:{part}", "AWS_BATCH_JOB_ARRAY_INDEX": str(part)}
-            command += ["--parts", str(PARTS)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        return started[-1]
+        def start(job: Job, part: int | None = None, dies_after: int = -1) -> subprocess.Popen[bytes]:
+            variables = {
+                "S3_ENDPOINT_URL": seaweedfs_bucket[0],
+                "BUCKET": seaweedfs_bucket[1],
+                "AWS_BATCH_JOB_ID": LAST,
+            }
+            variables |= {"TMPDIR": str(tmp_path), "TILE_SIZE": "48"}
+            command = ["-c", CONTAINER, str(dies_after), "--job", job.id]
+            if part is not None:
+                variables |= {"AWS_BATCH_JOB_ID": f"{ARRAY}:{part}", "AWS_BATCH_JOB_ARRAY_INDEX": str(part)}
+                command += ["--parts", str(PARTS)]
+            return begin(command, variables)
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.wait()
+        yield start
 
 
 def test_parts_made_by_processes_in_any_order_and_one_killed_are_one_machines_result(

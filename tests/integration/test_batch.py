@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +22,8 @@ from tests.integration.work import (
     TTL,
     Context,
     Failing,
+    Start,
+    containers,
     event,
     left_behind,
     picture,
@@ -49,32 +48,13 @@ def run(store: LocalStorage, settings: Settings, job: Job, stopped: threading.Ev
     return batch_job.run(store, settings, job.id, stopped or threading.Event())
 
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
 @pytest.fixture
 def container(tmp_path: Path) -> Iterator[Start]:
     """Start the container's command; what still runs at the end of the test is killed."""
-    started: list[subprocess.Popen[bytes]] = []
     (tmp_path / "scratch").mkdir()
-
-    def start(job: Job, **variables: str) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            "TMPDIR": str(tmp_path / "scratch"),
-            "OMP_NUM_THREADS": "1",
-            "AWS_BATCH_JOB_ID": BATCH_JOB,
-            "AWS_BATCH_JOB_ATTEMPT": "1",
-            **variables,
-        }
-        command = [sys.executable, "-m", "handler.batch_job", "--job", job.id]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    batch = {"TMPDIR": str(tmp_path / "scratch"), "AWS_BATCH_JOB_ID": BATCH_JOB, "AWS_BATCH_JOB_ATTEMPT": "1"}
+    with containers() as begin:
+        yield lambda job, **variables: begin(["-m", "handler.batch_job", "--job", job.id], batch | variables)
 
 
 def test_the_container_does_the_job(seaweedfs_bucket: tuple[str, str], container: Start, tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_forty_calls_at_once(server: Running) -> None:
 
 def test_the_log_is_json_lines_with_request_ids(server: Running) -> None:
     id = server.client.get("/health").headers["x-request-id"]
-    lines = [json.loads(line) for line in (server.data / ".logs" / "service.log").read_text().splitlines()]
+    log = server.data / ".logs" / "service.log"
+    wait_until(lambda: id in log.read_text())  # it is written once the answer has been sent
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     [line] = [line for line in lines if line.get("request_id") == id]
     assert (line["message"], line["status"], line["level"]) == ("GET /health 200", 200, "INFO")
 

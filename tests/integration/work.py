@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +31,24 @@ EVENTS = Path(__file__).parents[1] / "events"
 TTL = timedelta(days=1)
 #: No pause between repetitions of a storage call.
 AT_ONCE = (0.0, 0.0, 0.0)
+#: Starts a container of Batch, in a process.
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@contextmanager
+def containers() -> Iterator[Start]:
+    """Processes of Python, given arguments and variables; what still runs at the end is killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        started.append(subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def picture(width: int = 24, height: int = 16, *, format: str = "PNG", seed: int = 0) -> bytes:
