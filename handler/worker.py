@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import core
 from core.formats import MEDIA_TYPES
+from core.limits import free_bytes
 from handler import bands, batch, jobs, options, remote_file, routing, s3_models, webhook
 from handler.attempt import RETRY_DELAYS, Attempt, Stopped, with_retries
 from handler.jobs import Backend, Job, Progress, State, StoredFile
@@ -155,12 +155,9 @@ class _Attempt(Attempt):
         """
         if not self.settings.local:
             return self.backend is Backend.BATCH
-        try:
-            free = shutil.disk_usage(self.settings.data_dir).free
-        except OSError:
-            return False
+        free = free_bytes(self.settings.data_dir)
         # On one disk there may be bands, the result as it is written, and its copy in the store.
-        return free > 3 * _PIXEL_BYTES * width * height
+        return free is not None and free > 3 * _PIXEL_BYTES * width * height
 
     def progress(self, done: int, total: int) -> None:
         """`check`, between two tiles."""
