@@ -170,6 +170,8 @@ def test_sam_local_start_api_with_curl(sam: str, tmp_path: Path) -> None:
         server = subprocess.Popen(
             [str(SAM), "local", "start-api", "--port", str(port)],
             cwd=ROOT, env={**os.environ, "SAM_CLI_TELEMETRY": "0"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            # Tests that a shell runs in the background ignore it, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         wait_for(lambda: listens(port), "start-api")
