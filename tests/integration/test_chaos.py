@@ -255,7 +255,8 @@ def test_twenty_identical_events_are_one_piece_of_work(processes: ForkServerCont
 def test_a_job_cancelled_from_outside_stops(processes: ForkServerContext, tmp_path: Path) -> None:
     settings = configured(tmp_path, lease_seconds=30, **SLOW)
     storage = LocalStorage(settings.data_dir)
-    job = queued(storage, picture(600, 400))
+    # Work for much longer than the seconds between two looks at the job, on any machine.
+    job = queued(storage, picture(2400, 1800))
     process = start(processes, tmp_path, settings, uploads_of([job.input.key]))
     wait_for(lambda: jobs.get(storage, job.id).progress.done or not process.is_alive(), "the first tiles")
     jobs.cancel(storage, job.id)
