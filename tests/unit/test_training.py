@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from bench.metrics import bicubic
@@ -289,22 +289,26 @@ def test_detail_draws_on_features_and_a_discriminator(decoded: Pixels) -> None:
 
 def test_a_pack_has_the_most_detailed_parts_in_its_size(tmp_path: Path) -> None:
     flat = torch.full((480, 900, 3), 128, dtype=torch.uint8)
-    flat[:, 450:] = photo(480, 450)
+    flat[:, 320:] = photo(480, 580)
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in (SPLIT_NAME, "a.png", "b.png"):
         Image.fromarray(flat.numpy()).save(folder / name)
-    assert pack([folder], tmp_path / "pack.zip", 4.0) == 3
+    assert pack([folder], [tmp_path / "pack.zip"], [4.0]) == 3
     with zipfile.ZipFile(tmp_path / "pack.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
     unpacked = decode([tmp_path / "unpacked"], tmp_path / "cache")
-    assert [tuple(shape) for shape in unpacked.shapes.tolist()] == [(448, 448)] * 2
+    assert [tuple(shape) for shape in unpacked.shapes.tolist()] == [(480, 576)] * 2
     for kept in unpacked.photos():
         assert float((kept[:, GRID:].float() - 128).abs().mean((0, 2)).min()) > 5, "no column is of the flat half"
     assert len(held_back([tmp_path / "unpacked"])) == 1
     size = (tmp_path / "pack.zip").stat().st_size / MEBIBYTE
-    assert pack([folder], tmp_path / "pack.zip", size - 0.01) == 2
-    assert (tmp_path / "pack.zip").stat().st_size / MEBIBYTE <= size - 0.01
+    both = [tmp_path / "pack.zip", tmp_path / "more.zip"]
+    assert pack([folder], both, [size - 0.01, 4.0]) == 3
+    assert both[0].stat().st_size / MEBIBYTE <= size - 0.01
+    names = [set(zipfile.ZipFile(path).namelist()) for path in both]
+    assert (len(names[0]), len(names[1])) == (2, 1)
+    assert not names[0] & names[1]
 
 
 @pytest.mark.slow
@@ -314,11 +318,12 @@ def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
     folder.mkdir()
     for index, name in enumerate([SPLIT_NAME, "a.png", "b.png"]):
         Image.fromarray(photo(256, 256, index).numpy()).save(folder / name)
-    pack([folder], tmp_path / "pack.zip", 2.0)
+    pack([folder], [tmp_path / "pack.zip"], [2.0])
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [root / "training" / "on_a_gpu.sh", "0.25", tmp_path / "pack.zip", tmp_path / "out"],
-        env={**os.environ, "PYTHON": sys.executable, "TINY": "1", "OMP_NUM_THREADS": "1"},
+        [root / "training" / "on_a_gpu.sh", "0.25", tmp_path / "pack.zip"],
+        env={**os.environ, "PYTHON": sys.executable, "TINY": "1", "OMP_NUM_THREADS": "1",
+             "OUT": str(tmp_path / "out"), "TEACHER": str(WEIGHTS / "photo-x2")},
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -329,9 +334,12 @@ def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
     for name in ("compact-x2", "compact-x4", "compact-x3", "photo-x2", "photo-x4"):
         assert report[name]["steps"] > 0, report[name]
         assert report[name]["split, dB"]
-        made = load_file(tmp_path / "out" / f"{name}.safetensors")
+        with zipfile.ZipFile(tmp_path / "out" / f"{name}.zip") as archive:
+            assert set(archive.namelist()) == {f"{part}.safetensors" for part in ("best", "trunk", "branch0", "branch1")}
+            made = load(archive.read("best.safetensors"))
         assert {key: value.shape for key, value in made.items()} == {
             key: value.shape for key, value in load_file(WEIGHTS / name / "model.safetensors").items()
         }
+    assert report["compact-x2"]["taught, s"] > 0
     detail = report["detail-x4"]
     assert "ModuleNotFoundError" in detail if isinstance(detail, str) else detail["steps"] > 0
