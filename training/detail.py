@@ -114,7 +114,6 @@ class DetailTraining(Training):
 
     def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
         super().__init__(net, patches, inputs)
-        self.strength = 1.0  # of what draws, beside what keeps to the photo
         # channels_last: a third of the time on a CPU.
         self.features = Features().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = Discriminator().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

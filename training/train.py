@@ -80,6 +80,7 @@ class Training:
         # Rates are tensors, so that a recorded step reads them anew.
         self.rates = {name: torch.zeros((), device=self.device) for name in ("muon", "adam", "average", "loss")}
         self.rate = 1.0  # of the rates
+        self.strength = 1.0  # of what draws detail, where the loss has such a part
         self.steps, self.seconds, self.best = 0, 0.0, -math.inf
         self.keep_every, self.steps_at_once = float(KEEP_SECONDS), STEPS_AT_ONCE
         self.clock: Callable[[], float] = worked if self.device.type == "cpu" else time.monotonic

@@ -335,7 +335,9 @@ def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
         assert report[name]["steps"] > 0, report[name]
         assert report[name]["split, dB"]
         with zipfile.ZipFile(tmp_path / "out" / f"{name}.zip") as archive:
-            assert set(archive.namelist()) == {f"{part}.safetensors" for part in ("best", "trunk", "branch0", "branch1")}
+            assert set(archive.namelist()) == {
+                f"{part}.safetensors" for part in ("best", "trunk", "branch0", "branch1")
+            }
             made = load(archive.read("best.safetensors"))
         assert {key: value.shape for key, value in made.items()} == {
             key: value.shape for key, value in load_file(WEIGHTS / name / "model.safetensors").items()
