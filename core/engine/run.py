@@ -375,7 +375,13 @@ def _passes(net: Network, x: NDArray[np.float32], plan: UpscalePlan) -> NDArray[
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """By its text, where it is not a MemoryError: PyTorch, ONNX Runtime and OpenVINO have classes of their own."""
+    """By its text, where it is not a MemoryError: PyTorch, ONNX Runtime and OpenVINO have classes of their own.
+
+    cuDNN tries one algorithm after another, and when none finds the memory that it needs, PyTorch says of the last only
+    that there was none ("GET was unable to find an engine to execute this computation"). cuBLAS and cuDNN say
+    CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED.
+    """
     signs = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate", "failed to allocate")
+    more = ("bad_alloc", "bad allocation", "status_alloc_failed", "unable to find an engine")
     text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, "bad_alloc", "bad allocation"))
+    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, *more))

@@ -202,8 +202,7 @@ class _Stage(nn.Module):
         y = _picture(y.index_select(0, tables.out_of_layer(i)).to(x.dtype), x)  # (n, C, h, w)
         for conv in self.convs[:-1]:
             y = F.leaky_relu(conv(y), 0.2, inplace=True)
-        result: Tensor = self.convs[-1](y) + x
-        return result
+        return self.convs[-1](y) + x  # type: ignore[no-any-return]
 
 
 def _in_chunks(layer: nn.Module, x: Tensor, table: Tensor, chunks: list[Runs]) -> Tensor:
@@ -287,7 +286,8 @@ class _Layer(nn.Module):
         """(T, C) -> (T, C)."""
         qkv = self.qkv(x)  # (T, 3C + H)
         fast = x.is_cpu and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
-        y = self._attend_by_head(qkv, runs) if fast else self._attend(qkv, runs)  # (T, C)
+        room = 0 if x.is_cpu else -(x.shape[1] // self.heads) % 8  # else in fp32, all scores in memory: pytorch#110630
+        y = self._attend_by_head(qkv, runs) if fast else self._attend(qkv, runs, room)  # (T, C)
         x = self.norm_attention(self.project(y)).add_(x)
         result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)
         return result
@@ -312,19 +312,19 @@ class _Layer(nn.Module):
         factors: Tensor = self.gain / lengths.clamp_min(1e-12)
         return factors
 
-    def _attend(self, qkv: Tensor, runs: Runs) -> Tensor:
-        """(T, 3C + H) -> (T, C), by the attention that PyTorch has."""
-        heads = self.heads
-        width = qkv.shape[1] // (3 * heads)  # D
+    def _attend(self, qkv: Tensor, runs: Runs, room: int = 0) -> Tensor:
+        """(T, 3C + H) -> (T, C), by the attention that PyTorch has, with so many zeros more in each head."""
+        heads, width = self.heads, qkv.shape[1] // (3 * self.heads)  # H, D
         qk = qkv[:, : 2 * heads * width].view(-1, 2 * heads, width)  # (T, 2H, D)
-        qk = (qk * self._factors(qk)).to(qkv.dtype)
-        q, k = qk.view(-1, self.tokens, 2, heads, width).permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-        v = qkv[:, 2 * heads * width :].view(-1, self.tokens, heads, width + 1)[..., :width].transpose(1, 2)
+        wide = qkv.new_zeros(len(qkv), 3 * heads, width + room)
+        wide[:, : 2 * heads, :width] = qk * self._factors(qk)
+        wide[:, 2 * heads :, :width] = qkv[:, 2 * heads * width :].view(-1, heads, width + 1)[..., :width]
+        q, k, v = wide.view(-1, self.tokens, 3, heads, width + room).permute(2, 0, 3, 1, 4)  # (B, H, N, D + room) each
         parts, start = [], 0
         for count, kind in runs:
             run, bias = slice(start, start + count), self.bias[None, kind * heads : (kind + 1) * heads]  # (1, H, N, N)
             y = F.scaled_dot_product_attention(q[run], k[run], v[run], attn_mask=bias, scale=1.0)
-            parts.append(y.transpose(1, 2))  # (count, N, H, D)
+            parts.append(y.transpose(1, 2)[..., :width])  # (count, N, H, D)
             start += count
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(len(qkv), -1)
 

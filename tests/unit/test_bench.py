@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from bench import __main__ as runner
-from bench import conformance
+from bench import conformance, gpu
 from tests.unit.pictures import corners, saved
 
 PRINTED = """2 threads
@@ -83,3 +85,45 @@ def test_conformance_sees_what_differs(tmp_path: Path) -> None:
     assert conformance.difference(mine, mine[:-1], "png") == "20x12 and 20x11"
     assert "alpha" in conformance.difference(mine, mine * np.array([1, 1, 1, 0.5], np.float32), "png")
     assert conformance.difference(mine, mine * np.array(0.9, np.float32), "png").startswith("mean")
+
+
+def test_what_runs_on_a_card_is_rehearsed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Time on a card is rented: no part of it fails for what a machine without one could have shown."""
+    monkeypatch.setenv("OUT", str(tmp_path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny products
+    try:
+        gpu.main(["--rehearse", "--seconds", "600"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = dict(json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")))
+    assert not [(name, value) for name, value in rows.items() if "FAILED" in value]
+    assert "of dense" in rows["classical-x2 RESULT, ours"]
+    assert "at the end on cuda" in rows["out of memory, few tiles at once"]
+    assert "redone with" in rows["out of memory, a large tile"]
+    assert "at the end on cpu" in rows["out of memory, the whole card is taken"]
+    assert f"| {next(iter(rows))} |" in capsys.readouterr().out
+
+
+def test_what_fails_on_a_card_ends_nothing_but_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def defect(report: gpu.Report) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu, "compact", defect)
+    for other in ("swin2sr", "out_of_memory", "where_time_goes"):
+        monkeypatch.setattr(gpu, other, lambda *_: None)
+    gpu.main(["--rehearse"])
+    rows = dict(json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")))
+    assert rows["compact-x2"] == "FAILED ValueError: a defect"
+    assert "where time goes" in rows  # after it: there is no classical network to open
+
+
+def test_no_part_begins_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    gpu.main(["--rehearse", "--seconds", "0"])
+    rows = dict(json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8")))
+    assert rows["end"] == "no time left for compact-x2"
+    assert len(rows) == 3, "the card, its rate, and the end"

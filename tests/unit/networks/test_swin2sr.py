@@ -165,6 +165,9 @@ def test_all_windows_at_once_equal_chunks(change: dict[str, Any], monkeypatch: p
         monkeypatch.setattr(swin2sr, "_chunk", lambda config: 3 * 40 * 24 // 64)
         monkeypatch.setattr(swin2sr._Layer, "_attend_by_head", swin2sr._Layer._attend)
         assert psnr(net(x), expected) >= 110
+        attend = swin2sr._Layer._attend
+        monkeypatch.setattr(swin2sr._Layer, "_attend_by_head", lambda self, qkv, runs: attend(self, qkv, runs, 3))
+        assert psnr(net(x), expected) >= 110, "with heads made as wide as a card wants them"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
