@@ -15,7 +15,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -431,7 +430,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not wanted.rehearse and not torch.cuda.is_available():
         print("no CUDA card on this machine: nothing to measure")
         return
-    faulthandler.dump_traceback_later(wanted.seconds + 20, exit=True, file=sys.__stderr__)  # a card may hang
+    faulthandler.dump_traceback_later(wanted.seconds + 20, exit=True, file=2)  # a card may hang
     setting = REHEARSAL if wanted.rehearse else CARD
     report = Report(Path(os.environ.get("OUT", ".")) / "gpu.json", wanted.seconds, setting)
     try:

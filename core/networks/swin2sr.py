@@ -286,7 +286,7 @@ class _Layer(nn.Module):
         """(T, C) -> (T, C)."""
         qkv = self.qkv(x)  # (T, 3C + H)
         fast = x.is_cpu and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
-        room = 0 if x.is_cpu else -(x.shape[1] // self.heads) % 8  # else in fp32, all scores in memory: pytorch#110630
+        room = -(x.shape[1] // self.heads) % 8 if x.is_cuda else 0  # else in fp32, all scores in memory: pytorch#110630
         y = self._attend_by_head(qkv, runs) if fast else self._attend(qkv, runs, room)  # (T, C)
         x = self.norm_attention(self.project(y)).add_(x)
         result: Tensor = self.norm_mlp(self.reduce(self.expand(x))).add_(x)

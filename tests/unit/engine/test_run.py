@@ -210,6 +210,24 @@ def test_memory_that_never_suffices_is_an_error(small_compact: Model) -> None:
             upscaled(model, noise(60, 60), 48)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+    ids=str,
+)
+def test_what_says_that_memory_did_not_suffice(error: Exception) -> None:
+    """As PyTorch 2.11 to 2.13 word it; there is no card here to ask."""
+    assert run._is_out_of_memory(error)
+    assert not run._is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 def test_the_way_from_a_full_card_to_the_cpu_keeps_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of more than eight bits began in fp32, and must not end in bf16."""
     monkeypatch.setattr(run, "pick_dtype", lambda spec, device: "bfloat16")
