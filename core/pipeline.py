@@ -204,7 +204,8 @@ def _run(
     loaded = _load(header, options)
     start = time.perf_counter()
     counter = _Counter(progress, frames_kept(format, header))
-    noted = len(loaded.model.notes) if loaded.model else 0
+    # What was noted while it was loaded for this picture belongs to it.
+    noted = len(loaded.model.notes) if loaded.model and not loaded.seconds else 0
     width, height = options.output_size(header.width, header.height)
     pixels = _pixels_at_most(header, options, counter.frames)
     keep = None if counter.frames > 1 else keep

@@ -182,24 +182,60 @@ def load(name: str, device: str, dtype: str | None = None) -> tuple[Model, float
     if not runs_from_file(spec, device) and has_torch():
         models.fetch(spec)  # not under the lock: a slow hub must not hold up those who want another model
     with _lock:  # a second caller waits for the first one's load and then finds it warm
-        kept = _warm.get((name, device, dtype)) if dtype else None
+        kept = _warmed(name, device, dtype) if dtype else None
         if kept:
             return kept, 0.0
         start = time.perf_counter()
         if not runs_from_file(spec, device) and not has_torch():
             raise ModelError(models.INSTALL_TORCH)
         dtype = dtype or pick_dtype(spec, device)
-        key = (name, device, dtype)
-        if key in _warm:
-            return _warm[key], 0.0
-        model = Model(
-            spec, open_network(spec, device, dtype), device, dtype, at_once=tiles_at_once(spec, device, dtype)
-        )
+        kept = _warmed(name, device, dtype)
+        if kept:
+            return kept, 0.0
+        model = _open_where_it_fits(spec, device, dtype)
         if spec.kind != "compact":  # the embedded ones are so small that they may stay side by side
             for other in [other for other, kept in _warm.items() if kept.spec.kind != "compact"]:
                 del _warm[other]  # running calls keep their own reference until they end
-        _warm[key] = model
+        _warm[name, device, dtype] = model
         return model, time.perf_counter() - start
+
+
+def _warmed(name: str, device: str, dtype: str) -> Model | None:
+    """A model in memory, if it is still where it was asked for; a card that was full for a while is tried again."""
+    kept = _warm.get((name, device, dtype))
+    if kept is None or kept.device != device:
+        return None
+    if device == "cuda":
+        kept.side = Model.side
+    return kept
+
+
+def _open_where_it_fits(spec: ModelSpec, device: str, dtype: str) -> Model:
+    """The model on the device, or on the CPU where that one has no memory left, with a note."""
+    notes = []
+    try:
+        net = open_network(spec, device, dtype)
+    except Exception as error:
+        if device == "cpu" or not is_out_of_memory(error):
+            raise
+        notes.append("out of memory on the GPU with the weights, went on on the CPU")
+    if notes:  # outside of the handler, so that its traceback no longer holds what was on the card
+        device, dtype = "cpu", dtype if dtype == "float32" else pick_dtype(spec, "cpu")
+        net = open_network(spec, device, dtype)
+    return Model(spec, net, device, dtype, at_once=tiles_at_once(spec, device, dtype), notes=notes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """By its text, where it is not a MemoryError: PyTorch, ONNX Runtime and OpenVINO have classes of their own.
+
+    cuDNN tries one algorithm after another, and when none finds the memory that it needs, PyTorch says of the last only
+    that there was none ("GET was unable to find an engine to execute this computation"). cuBLAS and cuDNN say
+    CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED.
+    """
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate", "failed to allocate")
+    more = ("bad_alloc", "bad allocation", "status_alloc_failed", "unable to find an engine")
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, *more))
 
 
 def load_first(chain: tuple[str, ...], device: str) -> Loaded:

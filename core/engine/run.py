@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.engine import tiling
-from core.engine.load import Model, open_network, pick_dtype
+from core.engine.load import Model, is_out_of_memory, open_network, pick_dtype
 from core.engine.onnx import Network
 from core.engine.plan import UpscalePlan, lay_out, make_plan, operations
 from core.engine.rates import learn_rate
@@ -88,7 +88,8 @@ def upscale_bands(
     rows = (layout or tile_rows(model, bands.height, bands.width, plan))[first:]
     layers = [slice(0, bands.channels)] + [slice(bands.channels, None)] * bands.alpha
     done = first * len(rows[0]) * len(layers) if rows else 0
-    parts = _run(model, bands, plan, rows, layers, progress, done)
+    # A card can round, too, unless the mean of three channels is wanted.
+    parts = _run(model, bands, plan, rows, layers, progress, done, rounded and bands.samples == bands.channels == 3)
     width, highest = bands.width * plan.scale, np.float32(np.iinfo(bands.dtype).max)
     for row in rows:
         top, bottom = row[0].rows.start * plan.scale, row[0].rows.stop * plan.scale
@@ -100,7 +101,7 @@ def upscale_bands(
                 y, x = part.rows.start * plan.scale - top, part.columns.start * plan.scale
                 if place.shape[2] == 1:
                     values = values.mean(axis=2, keepdims=True)
-                if rounded:
+                if rounded and values.dtype == np.float32:
                     values = np.clip(np.rint(values * highest), 0, highest)
                 place[y : y + len(values), x : x + values.shape[1]] = values
                 missing -= len(values) * values.shape[1]
@@ -181,6 +182,7 @@ def _run(
     layers: list[slice],
     progress: Progress | None,
     done: int,
+    rounded: bool,
 ) -> Iterator[TileResult]:
     """Yield the parts of all tiles, each row layer by layer; at the end the machine's rate is remembered."""
     total = done + len(layers) * sum(map(len, tile_rows))
@@ -188,7 +190,7 @@ def _run(
         progress(done, total)
     computed, busy = 0, 0.0
     jobs = _windows(bands, tile_rows, layers)
-    made = _infer_all(model, jobs, plan, total - done)
+    made = _infer_all(model, jobs, plan, total - done, rounded)
     while True:
         start = time.perf_counter()  # tiles that are computed side by side are waited for here
         tile, parts = next(made, (None, ()))
@@ -224,12 +226,12 @@ def _windows(bands: Bands, tile_rows: list[list[tiling.Tile]], layers: list[slic
 
 
 def _infer_all(
-    model: Model, jobs: Iterator[Job], plan: UpscalePlan, count: int
+    model: Model, jobs: Iterator[Job], plan: UpscalePlan, count: int, rounded: bool
 ) -> Iterator[tuple[tiling.Tile, Iterable[TileResult]]]:
     """All tiles, each in parts; several at once where that is faster, and alone only what went wrong there."""
-    results: Iterator[tuple[Job, Rows | None]]
+    results: Iterator[tuple[Job, Samples | None]]
     if model.device == "cuda":
-        results = _in_batches(model, jobs, plan)
+        results = _in_batches(model, jobs, plan, rounded)
     elif model.at_once > 1 and count > 1:
         results = _side_by_side(model, jobs, plan)
     else:
@@ -238,7 +240,9 @@ def _infer_all(
         yield tile, _infer_parts(model, window, plan, tile) if values is None else [(tile, values)]
 
 
-def _in_batches(model: Model, jobs: Iterator[Job], plan: UpscalePlan) -> Iterator[tuple[Job, Rows | None]]:
+def _in_batches(
+    model: Model, jobs: Iterator[Job], plan: UpscalePlan, rounded: bool
+) -> Iterator[tuple[Job, Samples | None]]:
     """The results of tiles in batches, in PyTorch on any device; None for those to be done alone."""
     from core.engine import batches, pytorch
 
@@ -253,7 +257,10 @@ def _in_batches(model: Model, jobs: Iterator[Job], plan: UpscalePlan) -> Iterato
     first = next(jobs)
     waiting: deque[Job] = deque()  # cut, and not back yet
     batch = batches.batch_size(first[1].rows.size, first[1].columns.size, plan.scale, net.device)
-    for values in batches.run(lambda x: net.passes(x, plan.passes), regions(), batch, net.device, _is_out_of_memory):
+    made = batches.run(
+        lambda x: net.passes(x, plan.passes), regions(), batch, net.device, is_out_of_memory, rounded=rounded
+    )
+    for values in made:
         job = waiting.popleft()
         yield job, None if values is None else values[tiling.crop_halo(job[1], plan.scale)]
 
@@ -267,7 +274,7 @@ def _side_by_side(model: Model, jobs: Iterator[Job], plan: UpscalePlan) -> Itera
         try:
             return _infer(model, window, plan, tile)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         return None
 
@@ -300,7 +307,7 @@ def _infer_parts(model: Model, window: _Window, plan: UpscalePlan, tile: tiling.
     try:
         values = _infer(model, window, plan, tile)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     else:
         yield tile, values
@@ -372,16 +379,3 @@ def _passes(net: Network, x: NDArray[np.float32], plan: UpscalePlan) -> NDArray[
                 x = np.clip(x + (x - x), 0, 1)
         x = net(x)
     return x
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """By its text, where it is not a MemoryError: PyTorch, ONNX Runtime and OpenVINO have classes of their own.
-
-    cuDNN tries one algorithm after another, and when none finds the memory that it needs, PyTorch says of the last only
-    that there was none ("GET was unable to find an engine to execute this computation"). cuBLAS and cuDNN say
-    CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED.
-    """
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate", "failed to allocate")
-    more = ("bad_alloc", "bad allocation", "status_alloc_failed", "unable to find an engine")
-    text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in (*signs, *more))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from core.engine import batches, run
 from core.engine.load import Model
+from core.engine.plan import make_plan
 from core.engine.pytorch import TorchNetwork
 from core.engine.tiling import tile_rows
 from core.picture import Pixels
+from core.pixels.bands import bands_of
 from core.pixels.resize import Rows
 from tests.unit.engine.small import CPU, noise, upscaled
 
@@ -34,7 +37,7 @@ def in_batches(model: Model, pixels: Pixels, batch: int, monkeypatch: pytest.Mon
     """The engine's way over a picture on a card, taken on the CPU."""
     with monkeypatch.context() as patch:
         patch.setattr(batches, "batch_size", lambda *_: batch)
-        patch.setattr(run, "_side_by_side", run._in_batches)
+        patch.setattr(run, "_side_by_side", partial(run._in_batches, rounded=False))
         return upscaled(replace(model, at_once=2), pixels, 48)
 
 
@@ -49,6 +52,32 @@ def test_batches_equal_single_tiles(
 ) -> None:
     pixels = noise(100, 150, channels, dtype)
     assert np.array_equal(in_batches(model, pixels, batch, monkeypatch), alone(model, pixels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("how", [None, "out_of_memory", "not_finite"])
+def test_a_card_rounds_as_the_processor_does(
+    dtype: type, how: str | None, model: Model, module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = noise(100, 150, 3, dtype)
+    plan = make_plan(model.spec, 2, exact=True, tile=48)
+    expected = np.concatenate([strip for _, strip in run.upscale_bands(model, bands_of(pixels), plan, rounded=True)])
+    if how:
+        net = Failing(module, 3, {"out_of_memory": out_of_memory, "not_finite": not_finite}[how])
+        model = replace(model, net=TorchNetwork(net, "cpu"), notes=[])
+    monkeypatch.setattr(batches, "batch_size", lambda *_: 4)
+    monkeypatch.setattr(run, "_side_by_side", partial(run._in_batches, rounded=True))
+    seen = []
+    monkeypatch.setattr(batches, "_compute", lambda *given: seen.append(given[-1]) or computed(*given))
+    strips = run.upscale_bands(replace(model, at_once=2), bands_of(pixels), plan, rounded=True)
+    made = np.concatenate([strip for _, strip in strips])
+    assert made.dtype == dtype
+    assert np.array_equal(made, expected)
+    assert seen
+    assert all(seen)
+
+
+computed = batches._compute
 
 
 class Failing(nn.Module):

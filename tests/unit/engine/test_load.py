@@ -44,6 +44,31 @@ def test_fp16_is_never_chosen() -> None:
         assert load.pick_dtype(spec, CPU) in ("float32", "bfloat16")
 
 
+def test_a_card_that_is_full_leaves_the_work_to_the_cpu_until_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No card is here: what loads on one is a stand-in, and so is what it raises."""
+    opened, full = load.open_network, [True]
+
+    def on_a_card(spec: models.ModelSpec, device: str, dtype: str) -> load.Network:
+        if device == "cuda" and full[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return opened(spec, CPU, dtype)
+
+    monkeypatch.setattr(load, "_warm", {})
+    monkeypatch.setattr(load, "open_network", on_a_card)
+    model, _ = load.load("compact-x2", "cuda", "float32")
+    assert (model.device, model.at_once) == ("cpu", 1)
+    assert model.notes == ["out of memory on the GPU with the weights, went on on the CPU"]
+    full[0] = False
+    again, seconds = load.load("compact-x2", "cuda", "float32")
+    assert again.device == "cuda"
+    assert seconds > 0
+    again.side = 96
+    warm, seconds = load.load("compact-x2", "cuda", "float32")
+    assert (warm, seconds, warm.side) == (again, 0.0, load.Model.side)
+    again.device = "cpu"  # a tile did not fit
+    assert load.load("compact-x2", "cuda", "float32")[0].device == "cuda"
+
+
 def small_photo() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(noise(40, 50)).save(stream, "PNG")

@@ -16,7 +16,7 @@ import core
 from core import models
 from core.codecs.read import decode
 from core.engine import load, run
-from core.engine.load import Model
+from core.engine.load import Model, is_out_of_memory
 from core.engine.onnx import Network, open_network
 from core.engine.plan import UpscalePlan, make_plan, operations
 from core.engine.run import upscale_strips
@@ -224,8 +224,8 @@ def test_memory_that_never_suffices_is_an_error(small_compact: Model) -> None:
 )
 def test_what_says_that_memory_did_not_suffice(error: Exception) -> None:
     """As PyTorch 2.11 to 2.13 word it; there is no card here to ask."""
-    assert run._is_out_of_memory(error)
-    assert not run._is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_the_way_from_a_full_card_to_the_cpu_keeps_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
