@@ -198,6 +198,8 @@ def main() -> None:
             with zipfile.ZipFile(pack) as archive:
                 archive.extractall(folder / "photos")
         pixels, split = decode([folder / "photos"], folder / "cache"), held_back([folder / "photos"])
+        if not split:
+            raise SystemExit("the packs hold no photo of the split, which is in the first of them: give that one, too")
         report["ready, s"] = round(time.perf_counter() - begun, 1)
         made: dict[str, Path] = {}
         for stage in stages:

@@ -23,7 +23,7 @@ from bench.metrics import bicubic
 from core.engine.plan import make_plan
 from core.models import WEIGHTS, spec_of
 from core.networks.compact_config import CompactConfig
-from training import train
+from training import gpu, train
 from training.degrade import Bicubic, Degrade
 from training.optimisers import orthogonalised
 from training.pack import MEBIBYTE, pack
@@ -345,3 +345,13 @@ def test_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
     assert report["compact-x2"]["taught, s"] > 0
     detail = report["detail-x4"]
     assert "ModuleNotFoundError" in detail if isinstance(detail, str) else detail["steps"] > 0
+
+
+def test_packs_without_the_first_are_refused_before_any_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack([folder], [tmp_path / "more.zip"], [4.0])
+    arguments = ["gpu", "--minutes", "1", "--packs", str(tmp_path / "more.zip"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="the first of them"):
+        gpu.main()
