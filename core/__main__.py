@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TextIO
 import core
 from core import model_folder
 from core.codecs.read import probe
+from core.engine import allocator
 from core.formats import FORMATS, suffix_format
 from core.limits import Limits, check_output_size
 from core.models import MODELS, ModelSpec
@@ -203,6 +204,7 @@ def _list_models(folder: Path | None, as_json: bool) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    allocator.share_heap()
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.list_models:

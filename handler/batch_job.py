@@ -28,6 +28,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
+from core.engine import allocator
 from handler import archive, array_child, batch, jobs, logs, webhook, worker
 from handler.attempt import Stopped
 from handler.jobs import Backend, InvalidId, State
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    allocator.share_heap()
     parser = argparse.ArgumentParser(prog="python -m handler.batch_job", description="Work on one job in AWS Batch.")
     parser.add_argument("--job", required=True, metavar="ID", help="the job's id, a UUID")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="make one of so many parts of its picture")

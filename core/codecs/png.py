@@ -96,7 +96,8 @@ def _compressed(bands: Bands) -> Iterator[bytes]:
         # Its own guess of the size has no room for the byte that each row begins with, in very narrow pictures.
         room = (bands.row_bytes + 1) * len(rows)
         stored = _chunks(imagecodecs.png_encode(rows, level=0, out=room + room // 64 + 4096))
-        filtered = zlib.decompress(b"".join(content for name, content in stored if name == b"IDAT"))
+        packed = b"".join(content for name, content in stored if name == b"IDAT")
+        filtered = zlib.decompress(packed, bufsize=(bands.row_bytes + 1) * len(rows))
         skipped = 0 if above is None else 1 + bands.row_bytes
         above = band[-1:].copy()
         if data := packer.compress(memoryview(filtered)[skipped:]):
