@@ -2,14 +2,16 @@
 
 The same function is called by a schedule, and then looks for jobs that nobody works on: see `sweep`.
 
-EventBridge delivers "Batch Job State Change". Only the state FAILED matters: Batch gives it when no attempt is left,
+EventBridge delivers "Batch Job State Change". What matters is the state FAILED: Batch gives it when no attempt is left,
 or when the job was terminated or ran into its time-out; while another attempt is due the state is RUNNABLE. A job that
-has ended, or that belongs to another Batch job by now, stays as it is.
+has ended, or that belongs to another Batch job by now, stays as it is. After a container of an archive, however it
+ended, the archive's next ones are begun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -17,8 +19,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handler import batch, jobs, logs, sweep, webhook
+from handler.archive import steps
 from handler.jobs import Backend, State
-from handler.storage import NotFound, open_from_environment
+from handler.settings import Settings
+from handler.storage import NotFound, Storage, open_from_environment
 
 #: Seconds before the end of an invocation at which a sweep leaves the rest to the next one.
 RESERVE = 60.0
@@ -49,10 +53,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return _sweep(context)
     metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=0)
     id = job_id(detail)
-    failed = event.get("detail-type") == "Batch Job State Change" and detail.get("status") == "FAILED"
-    if not failed or id is None:
+    status = detail.get("status") if event.get("detail-type") == "Batch Job State Change" else ""
+    if status not in ("FAILED", "SUCCEEDED") or id is None:
         return {}
     settings, storage = open_from_environment()
+    if status == "SUCCEEDED":
+        return _next_parts(storage, settings, id, context)
     code, message = reason(detail)
     if str(detail.get("statusReason") or "").lower().startswith("dependent job"):
         return {}  # the part that failed says why
@@ -76,14 +82,36 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     logger.info("%s: %s", job.state, message, extra={"job_id": id, "batch_job_id": detail.get("jobId")})
     webhook.notify(storage, settings, job)
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
+    _next_parts(storage, settings, id, context)
     return {"id": id, "state": job.state.value}
+
+
+def _next_parts(storage: Storage, settings: Settings, id: str, context: LambdaContext) -> dict[str, Any]:
+    """A container has ended: where it made a part of an archive that was asked for over HTTP, the next ones begin."""
+    if not all(settings.archive_prefixes):
+        return {}
+    try:
+        job = jobs.get(storage, id)
+        if not (archive := steps.archive_of(job)):
+            return {}
+        steps.advance(storage, settings, archive, steps.submit(storage, settings), stop=partial(_is_late, context))
+    except NotFound:  # the job is gone, or the archive is that of a command
+        return {}
+    return {"id": id, "state": job.state.value}
+
+
+def _is_late(context: LambdaContext) -> bool:
+    return context.get_remaining_time_in_millis() < RESERVE * 1000
 
 
 def _sweep(context: LambdaContext) -> dict[str, Any]:
     settings, storage = open_from_environment()
-    counts = sweep.sweep(
-        storage, settings, reason, stop=lambda: context.get_remaining_time_in_millis() < RESERVE * 1000
-    )
+    stop = partial(_is_late, context)
+    counts = sweep.sweep(storage, settings, reason, stop=stop)
+    if settings.has_batch and all(settings.archive_prefixes):
+        archives = steps.advance_all(storage, settings, steps.submit(storage, settings), stop=stop)
+        counts["archives"] = archives["seen"]
+        counts["errors"] += archives["errors"]
     metrics.add_metric(name="Lost", unit=MetricUnit.Count, value=counts["failed"])
     metrics.add_metric(name="Started", unit=MetricUnit.Count, value=counts["started"])
     if settings.has_batch:
@@ -92,7 +120,7 @@ def _sweep(context: LambdaContext) -> dict[str, Any]:
     logger.info("swept", extra={"counts": dict(counts)})
     webhook.wait(min(webhook.WAIT_SECONDS, context.get_remaining_time_in_millis() / 1000 - 1))
     if counts["errors"]:
-        raise NotDone(f"{counts['errors']} of {counts['seen']} jobs could not be looked after: the log says why")
+        raise NotDone(f"{counts['errors']} jobs or archives could not be looked after: the log says why")
     return dict(counts)
 
 

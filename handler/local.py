@@ -11,7 +11,9 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from handler import jobs, webhook, worker
+from handler import archive, jobs, webhook, worker
+from handler.archive import steps
+from handler.archive.planning import PART_SECONDS
 from handler.jobs import Backend, Job, State
 from handler.servers import Server
 from handler.settings import Settings
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two removals of what has expired.
 SWEEP_SECONDS = 3600.0
+#: Seconds between two steps of archives.
+STEP_SECONDS = 2.0
 #: Jobs of at most so many seconds of estimated work need not wait until a long one is done: one thread is for them.
 EXPRESS_SECONDS = 10.0
 #: What is assumed of a picture whose header nobody has read yet: a photo of a megabyte has about three megapixels.
@@ -54,6 +58,8 @@ class Workers:
             for number in range(settings.max_concurrency + 1)
         ]
         self._threads.append(threading.Thread(target=self._look_after, name="janitor", daemon=True))
+        if all(settings.archive_prefixes):
+            self._threads.append(threading.Thread(target=self._take_steps, name="archives", daemon=True))
 
     def start(self) -> None:
         """Begin, with the jobs that are waiting in the store."""
@@ -103,6 +109,8 @@ class Workers:
 
     def _put(self, job: Job) -> None:
         seconds = job.estimate.seconds if job.estimate else (job.input.bytes or 0) * _SECONDS_PER_BYTE
+        if job.pictures:  # a part of an archive
+            seconds = PART_SECONDS
         self._queue.put(Turn(job.id, job.owner, seconds, time.monotonic()))
 
     def _work(self, number: int, at_most: float) -> None:
@@ -110,11 +118,13 @@ class Workers:
         while (turn := self._queue.get(time.monotonic, at_most)) is not None and not self._stop.is_set():
             self._running[number] = turn
             try:
-                worker.run_job(
+                part = jobs.get(self._storage, turn.name).pictures is not None
+                work = archive.run_part if part else worker.run_job
+                work(
                     self._storage,
                     self._settings,
                     turn.name,
-                    backend=Backend.LAMBDA,
+                    backend=Backend.BATCH if part else Backend.LAMBDA,
                     worker=name,
                     stop=self._stop.is_set,
                 )
@@ -143,6 +153,14 @@ class Workers:
             # A job whose worker hangs is free when its lease has run out, so that is how often to look.
             if self._stop.wait(self._settings.lease_seconds):
                 return
+
+    def _take_steps(self) -> None:
+        """Bring archives further that were asked for over HTTP."""
+        while not self._stop.wait(STEP_SECONDS):
+            try:
+                steps.advance_all(self._storage, self._settings, lambda job: self.put(job.id), stop=self._stop.is_set)
+            except StorageError as error:
+                log.error("the store fails: %s: %s", error, error.__cause__)
 
     def _look_for_jobs(self) -> None:
         """Put what can be claimed, and deliver the webhooks that are due."""

@@ -84,6 +84,19 @@ class Settings(BaseSettings):
         default="",
         description="URL of the SQS queue of uploads, which jobs are sent to that are done again; empty: none",
     )
+    archive_sources: str = Field(
+        default="",
+        description="prefixes, separated by commas, such as scans, whose pictures callers may have made larger by "
+        "POST /archives; empty: none",
+    )
+    archive_targets: str = Field(
+        default="",
+        description="prefixes, separated by commas, such as upscaled, under which POST /archives may put results; "
+        "empty: none",
+    )
+    archive_at_once: int = Field(
+        default=20, ge=1, le=1000, description="jobs of one archive that wait or run on AWS Batch at the same time"
+    )
     max_concurrency: int = Field(
         default=1,
         ge=1,
@@ -249,6 +262,15 @@ class Settings(BaseSettings):
     def allowed_models(self) -> tuple[str, ...]:
         """`models`, one by one."""
         return tuple(name.strip() for name in self.models.split(",") if name.strip())
+
+    @property
+    def archive_prefixes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """`archive_sources` and `archive_targets`, one by one, each with a slash at its end."""
+        sources, targets = (
+            tuple(f"{name.strip().strip('/')}/" for name in names.split(",") if name.strip().strip("/"))
+            for names in (self.archive_sources, self.archive_targets)
+        )
+        return sources, targets
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ all of its pictures.
 No result is made twice and nothing is replaced: a result appears by a write that fails where something is, and carries
 in its metadata what it was made from, so that whoever comes second knows it for its own.
 
+Asked for over HTTP it is an `order`, of which `steps` are taken: the same plan, parts and manifest.
+
 `document` is what lies in the store, `listing` finds the pictures, `targets` names the results, `spool` holds a list
 that memory need not, `estimation` says what it will take, `planning` writes the parts, `part` is the work on one of
 them, `submission` has them all done, and `report` says what came of it.

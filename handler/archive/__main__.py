@@ -21,7 +21,7 @@ from pydantic import JsonValue, ValidationError
 
 import core
 from handler import batch, options
-from handler.archive import document, estimation, listing, planning, report, submission, targets
+from handler.archive import document, estimation, listing, planning, report, steps, submission, targets
 from handler.archive.document import Picture, Plan
 from handler.archive.part import run_part
 from handler.archive.spool import Spool, open_spool
@@ -174,22 +174,21 @@ def _forecast(
         print("passed over: " + ", ".join(f"{n:,} x {report.printable(name)}" for name, n in sorted(over.items())))
     if not count:
         raise core.OptionsError(f"there are no pictures under {source}")
-    seen = estimation.sample(storage, settings, spool.sample(estimation.SAMPLE), chosen)
-    for line in seen.unreadable:
-        print(f"in the sample: {report.printable(line)}")
-    rate = given.rate or (seen.seconds_here if here else estimation.CONTAINER_RATE)
-
-    def seconds(picture: Picture) -> float:
-        return seen.megapixels(picture) * rate + estimation.PICTURE_SECONDS
-
-    megapixels = sum(seen.megapixels(picture) for picture in spool.pictures())
-    parts = sum(1 for _ in planning.group(spool.pictures(), seconds))
-    found = estimation.forecast(
-        count, parts, megapixels, rate=rate, at_once=1 if here else given.at_once, hour=0 if here else given.hour
+    found = steps.outlook(
+        storage,
+        settings,
+        spool,
+        chosen,
+        here=here,
+        at_once=1 if here else given.at_once,
+        rate=given.rate or 0.0,
+        hour=given.hour,
     )
-    print(f"{size / 1e9:,.1f} GB in, {megapixels * seen.enlarged:,.0f} megapixels out")
-    print(estimation.describe(found, here=here, rate=rate), flush=True)
-    return seconds
+    for line in found.seen.unreadable:
+        print(f"in the sample: {report.printable(line)}")
+    print(f"{size / 1e9:,.1f} GB in, {found.megapixels * found.seen.enlarged:,.0f} megapixels out")
+    print(estimation.describe(found.forecast, here=here, rate=found.rate), flush=True)
+    return found.seconds
 
 
 def _resumed(storage: Storage, plan: tuple[Plan, str], given: argparse.Namespace) -> Plan:

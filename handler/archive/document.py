@@ -6,6 +6,7 @@
     archives/<id>/<round>/000001.done.jsonl  what came of it, complete: one `Row` a line
     archives/<id>/<round>/refused.jsonl      pictures that no part has, each with the reason
     archives/<id>/manifest.csv               what came of all
+    orders/<id>.json                         an archive that was asked for over HTTP: see `order`
 
 A round is one listing: the first, and one for each time that failures were tried again.
 """

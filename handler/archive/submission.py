@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -63,9 +64,8 @@ def submit_all(
         storage.Unavailable: the store fails.
         botocore.exceptions.ClientError: Batch refuses.
     """
-    total = sum(round.parts for round in plan.rounds)
-    closed = _closed(storage, plan)
-    waiting = (key for round in plan.rounds for key in plan.part_keys(round) if _number(round.name, key) not in closed)
+    total, closed = _count(plan), _closed(storage, plan)
+    waiting = _others(plan, closed)
     done, flying = len(closed), set[str]()
 
     def advance(key: str) -> None:
@@ -92,6 +92,59 @@ def submit_all(
             time.sleep(min(0.2, left))
         for key in sorted(flying):
             advance(key)
+
+
+def submit_some(
+    storage: Storage,
+    settings: Settings,
+    plan: Plan,
+    start: Callable[[Job], object],
+    *,
+    at_once: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Standing:
+    """Have parts begun, in their order, until so many are at work, and return at once; arguments as of `submit_all`.
+
+    Raises:
+        storage.Unavailable, botocore.exceptions.ClientError: as `submit_all`.
+    """
+    closed = _closed(storage, plan)
+    done, running = len(closed), 0
+    for key in _others(plan, closed):
+        if running >= at_once or stop():
+            break
+        if _advance(storage, settings, plan, key, start):
+            running += 1
+        else:
+            done += 1
+    return Standing(done, _count(plan), running)
+
+
+def open_parts(storage: Storage, plan: Plan) -> Iterator[str]:
+    """The parts that are not closed.
+
+    Yields:
+        The key of each, in their order.
+    """
+    yield from _others(plan, _closed(storage, plan))
+
+
+def last_job(storage: Storage, key: str) -> Job | None:
+    """The job that was started last for a part, None where none was."""
+    found = None
+    with suppress(NotFound):
+        for tries in range(TRIES):
+            found = jobs.get(storage, document.job_id(key, tries))
+    return found
+
+
+def _count(plan: Plan) -> int:
+    return sum(round.parts for round in plan.rounds)
+
+
+def _others(plan: Plan, closed: set[tuple[str, str]]) -> Iterator[str]:
+    """The parts but for these."""
+    return (key for round in plan.rounds for key in plan.part_keys(round) if _number(round.name, key) not in closed)
 
 
 def _closed(storage: Storage, plan: Plan) -> set[tuple[str, str]]:

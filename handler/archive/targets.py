@@ -13,6 +13,8 @@ from handler.storage import check_key
 TEMPLATE = "{path}{stem}{suffix}{ending}"
 #: Longest name, without folders, in bytes of UTF-8: what file systems take when the results are copied to one.
 MAX_NAME = 255
+#: Prefixes of the service, which hold no pictures of anybody's.
+_OURS = ("jobs/", "archives/", "orders/", "models/", "work/", "sweep/")
 _WRITTEN_OUT = {"": "%", ".": "%2E", "..": "%2E%2E"}
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _FIELDS = ("path", "stem", "suffix", "ending")
@@ -107,12 +109,12 @@ def check_prefixes(source: str, target: str) -> None:
     """
     for prefix in filter(None, (source, target)):
         check_key(prefix + "x")
-    for prefix in ("jobs/", "archives/", "models/", "uploads/"):
+    for prefix in (*_OURS, "uploads/"):
         if target.startswith(prefix):
             raise core.OptionsError(f"{target} belongs to the service: give another prefix for results")
     if source.startswith("uploads/"):
         raise core.OptionsError("what lies under uploads/ is made larger by itself: give another prefix")
-    if source.startswith(("jobs/", "archives/", "models/")):
+    if source.startswith(_OURS):
         raise core.OptionsError(f"{source} belongs to the service: there are no pictures")
     if source and (source.startswith(target) or target.startswith(source)):
         raise core.OptionsError(

@@ -23,6 +23,7 @@ _AT_ANY_TIME = frozenset({".logs", ".servers"})
 #: The prefixes of what expires, and what the service's keys look like there: see `handler.jobs.document`.
 EXPIRING = {
     "jobs/": re.compile(rf"jobs/{_UUID}\.json"),
+    "orders/": re.compile(rf"orders/{_UUID}\.json"),
     "uploads/": re.compile(rf"uploads/{_UUID}/[^/]+"),
     "results/": re.compile(rf"results/{_UUID}/\d+/[^/]+"),
     "work/": re.compile(rf"work/{_UUID}/[0-9a-f]{{32}}/\d{{6}}\.band"),

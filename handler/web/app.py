@@ -11,7 +11,20 @@ from fastapi.middleware.cors import CORSMiddleware
 import core
 from handler.settings import Settings
 from handler.storage import Storage
-from handler.web import guard, info, jobs, listing, local_links, openapi, page, preview, problems, stage, upscale
+from handler.web import (
+    archives,
+    guard,
+    info,
+    jobs,
+    listing,
+    local_links,
+    openapi,
+    page,
+    preview,
+    problems,
+    stage,
+    upscale,
+)
 from handler.web.schemas import DESCRIPTION, EXPOSED
 from handler.web.service import Service
 
@@ -40,7 +53,7 @@ def build(settings: Settings, storage: Storage | None = None, start: Callable[[s
     )
     app.state.service = Service(settings, storage, start)
     routes = list(app.routes)  # the description
-    routers = [upscale.router, jobs.router, preview.router, info.router, page.router]
+    routers = [upscale.router, jobs.router, archives.router, preview.router, info.router, page.router]
     for router in (*routers, *([local_links.router, listing.router] if settings.local else ())):
         app.include_router(router)
         routes += router.routes

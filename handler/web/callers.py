@@ -28,6 +28,13 @@ def owner_of(given: str, keys: tuple[str, ...]) -> str:
     return _KEY + hashlib.sha256(right[0].encode()).hexdigest()[:32] if right else ""
 
 
+def gateway_key(scope: Scope) -> str:
+    """The name of the key that API Gateway has checked, which is not the key; empty elsewhere."""
+    event = scope.get("aws.event") or {}
+    id = ((event.get("requestContext") or {}).get("identity") or {}).get("apiKeyId") or ""
+    return _KEY + hashlib.sha256(str(id).encode()).hexdigest()[:32] if id else ""
+
+
 def may_see(owner: str, caller: str) -> bool:
     """Whether a caller may know of a job: with keys, only of its own; without them, whoever knows the id.
 

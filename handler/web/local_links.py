@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
 from handler import jobs
+from handler.archive.document import PREFIX as ARCHIVES
 from handler.jobs import Job, State
 from handler.names import content_disposition
 from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, Grant, LinkRefused, LocalStorage, NotFound
@@ -39,7 +40,8 @@ def send_download(request: Request, service: Shared, token: str = "") -> Respons
     local = _local(service)
     grant = local.grant(token, "download")
     job = _job_of(service, grant)
-    if job is None or job.output is None or job.output.key != grant.key:
+    result = job is not None and job.output is not None and job.output.key == grant.key
+    if not result and not grant.key.startswith(ARCHIVES):  # a manifest, which stays
         raise LinkRefused("the job of this link has been deleted, or has expired")
     found = local.head(grant.key)
     headers = {"ETag": found.etag, "Cache-Control": "private, no-cache"}

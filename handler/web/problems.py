@@ -59,9 +59,16 @@ CODES: Mapping[str, Code] = {
         "pages of another origin may not do this: whoever runs the service can allow them with CORS_ORIGINS",
         "A browser sent this for a page of another origin.",
     ),
+    "archives_refused": Code(
+        403,
+        "archives are not open to callers: whoever runs the service can name prefixes in ARCHIVE_SOURCES and "
+        "ARCHIVE_TARGETS",
+        "Archives of these prefixes are not open to callers.",
+    ),
     "link_refused": Code(403, "the link has expired", "A signed link that is tampered with, expired, or used amiss."),
     "no_such_path": Code(404, "there is nothing here: see /docs", "No such path."),
     "job_not_found": Code(404, "there is no job with this id, or it has expired", "No such job, or an expired one."),
+    "archive_not_found": Code(404, "there is no archive of yours with this id", "No such archive of this caller."),
     "not_found": Code(404, "what the link leads to has expired", "The stored file is gone."),
     "method_not_allowed": Code(
         405, "this path has no such method: see the header Allow", "The path has no such method."

@@ -83,6 +83,9 @@ def test_a_template_names_each_result(template: str) -> None:
         ("a/", "a/b/"),
         ("a/b/", "a/"),
         ("a/", "jobs/"),
+        ("a/", "work/x/"),
+        ("sweep/", "x/"),
+        ("orders/", "x/"),
         ("", "archives/"),
     ],
 )
