@@ -72,8 +72,9 @@ def describe(app: FastAPI, with_key: bool) -> dict[str, Any]:
         for path in found["paths"].values():
             for method, operation in path.items():
                 if method not in ("get", "head", "options"):  # `handler.web.callers.foreign_page`
-                    answers = {**operation["responses"], "403": problems.documented("foreign_page")[403]}
-                    operation["responses"] = dict(sorted(answers.items()))
+                    stated = operation["responses"].get("403", {}).get("content", {}).get(problems.MEDIA_TYPE, {})
+                    refused = problems.documented("foreign_page", *stated.get("examples", {}))[403]
+                    operation["responses"] = dict(sorted({**operation["responses"], "403": refused}.items()))
                 for status, answer in operation["responses"].items():
                     answer.setdefault("headers", {})["X-Request-Id"] = request_id
                     if status in ("429", "503"):

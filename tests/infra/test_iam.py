@@ -28,6 +28,8 @@ from starlette.testclient import TestClient
 
 from core import enlarge
 from handler import array_child, batch, batch_event, batch_job, jobs, s3_event, sweep, upload_queue, webhook, worker
+from handler.archive import document, order, steps, targets
+from handler.archive.order import OrderState
 from handler.jobs import Backend, Failure, Job, Lease, State, utc_now
 from handler.settings import Settings
 from handler.storage import S3Storage, StorageError
@@ -54,7 +56,16 @@ NOT_SHOWN_OF = {
         for prefix in ("archives", "upscaled", "scans")
         for action in ("GetObject", "PutObject", "DeleteObject")
     },
+    **{
+        (role, "s3:GetObject", "/models/*"): "a model under an s3:// prefix: run without roles in test_s3_models.py"
+        for role in ("ApiRole", "UploadRole", "JobRole")
+    },
     ("UploadRole", "sqs:GetQueueAttributes", "*"): "Lambda does it",
+    (
+        "ApiRole",
+        "s3:GetObject",
+        "/archives/*",
+    ): "a signed link may do what its signer may; moto does not ask who that is",
     **{
         (role, "s3:GetObject", "/results/*"): "a signed link may do what its signer may; moto does not ask who that is"
         for role in ("ApiRole", "UploadRole", "BatchEventRole", "JobRole")
@@ -70,6 +81,7 @@ class Account:
     policies: dict[str, dict[str, Any]]
     receiver: Receiver
     made: list[str] = field(default_factory=list)
+    entered: int = 0
     storage: S3Storage = field(default_factory=lambda: S3Storage(BUCKET, attempts=1))
 
     def job(self, *, upload: bytes = b"", **news: Any) -> Job:
@@ -89,6 +101,7 @@ class Account:
             for statement in policy["Statement"]:
                 if statement["Resource"].rpartition(BUCKET)[2] == where:
                     statement["Action"] = [name for name in statement["Action"] if name != action]
+            policy["Statement"] = [statement for statement in policy["Statement"] if statement["Action"]]
         for statement in policy["Statement"]:  # moto has the actions of Batch by the paths of its requests
             statement["Action"] = [name.lower() if name.startswith("batch:") else name for name in statement["Action"]]
         iam = boto3.client("iam")
@@ -108,6 +121,7 @@ class Account:
             parameters.clear_caches()  # type: ignore[no-untyped-call]
             base.DEFAULT_PROVIDERS.clear()  # type: ignore[attr-defined]
             everybody, self.storage = self.storage, S3Storage(BUCKET, attempts=1)
+            self.entered += 1
             try:
                 yield
             finally:
@@ -156,6 +170,7 @@ def account(tmp_path_factory: pytest.TempPathFactory, aws_environment: None) -> 
         settings = Settings(
             bucket=BUCKET, batch_queue="queue", batch_job_definition="jobs", upload_queue_url=queue,
             webhook_secret_arn=secret, webhook_allow_private=True, warm_model="none", max_response_bytes=1,
+            archive_sources="scans", archive_targets="upscaled",
         )  # fmt: skip
         yield Account(settings, policies, receiver)
 
@@ -197,6 +212,9 @@ def api(account: Account, as_role: Callable[[], Any]) -> None:
         assert client.get(f"/jobs/{done.id}").status_code == 200
         assert client.delete(f"/jobs/{submitted.id}").status_code == 200
         assert client.post(f"/jobs/{failed.id}/retry").status_code == 201
+        archive = client.post("/archives", json={"source": "scans", "target": "upscaled"})
+        assert archive.status_code in (200, 201)
+        assert client.delete(f"/archives/{archive.json()['id']}").status_code == 200
         signed(account, submitted)
     assert not list(account.storage.list(f"results/{submitted.id}/"))
     assert not list(account.storage.list(f"work/{submitted.id}/"))
@@ -236,9 +254,20 @@ def upload(account: Account, as_role: Callable[[], Any]) -> None:
     assert jobs.get(account.storage, larger.id).batch_job_id
 
 
+def archive_order(account: Account) -> str:
+    """The id of an archive that was asked for, made with all rights."""
+    now = utc_now()
+    asked = order.Order(
+        id=jobs.new_id(), state=OrderState.PLANNING, source="scans/", target="upscaled/", names=targets.TEMPLATE,
+        created=now, updated=now,
+    )  # fmt: skip
+    return order.create(account.storage, asked)[0].id
+
+
 def watch(account: Account, as_role: Callable[[], Any]) -> None:
     """A dead container, and a sweep: an upload that nobody reported, a worker that died, jobs on Batch."""
-    boto3.client("sqs").purge_queue(QueueUrl=account.settings.upload_queue_url)
+    queue = boto3.client("sqs").create_queue(QueueName=jobs.new_id())["QueueUrl"]  # of others there may be messages
+    account.settings = account.settings.model_copy(update={"upload_queue_url": queue})
     for found in list(account.storage.list("")):  # of flows before this one
         account.storage.delete(found.key)
     old = utc_now() - timedelta(hours=5)
@@ -256,7 +285,22 @@ def watch(account: Account, as_role: Callable[[], Any]) -> None:
     sent["detail"] |= {"jobId": "gone"}
     sent["detail"]["container"]["command"][-1] = stuck.id
     later = utc_now() + timedelta(hours=3)
+    account.storage.put("scans/a.png", picture(), "image/png")
+    asked = archive_order(account)
     with as_role():
+        start = steps.submit(account.storage, account.settings)
+        now = steps.advance(account.storage, account.settings, asked, start)
+        assert now.estimate
+        assert (now.state, now.estimate.unreadable) == (OrderState.RUNNING, 0)
+        [part] = [found.key for found in account.storage.list("archives/") if found.key.endswith("/000001.jsonl")]
+        rows = f"{document.rows_prefix(part)}1.jsonl"
+        account.storage.put(rows, b"", "application/x-ndjson")
+        order.change(account.storage, asked, lambda now: now.model_copy(update={"state": OrderState.CANCELLING}))
+        now = steps.advance(account.storage, account.settings, asked, start)
+        assert (now.state, now.failed) == (OrderState.CANCELLED, 1)
+        assert jobs.get(account.storage, document.job_id(part, 0)).state is State.CANCELLED
+        assert rows not in [found.key for found in account.storage.list("archives/")]
+
         batch_event.handler(sent, cast(LambdaContext, Context()))
         signed(account, stuck)
         assert sweep.sweep(account.storage, account.settings, batch_event.reason, clock=lambda: later)["errors"] == 0
@@ -317,5 +361,7 @@ def taken() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("role", "action", "where"), list(taken()))
 def test_less_is_not_enough(account: Account, role: str, action: str, where: str) -> None:
+    before = account.entered
     with pytest.raises((AssertionError, ClientError, StorageError, RuntimeError, ValueError)):
         FLOWS[role](account, partial(account.under, role, (action, where)))
+    assert account.entered == before + 1, "it failed before the role came into it"

@@ -48,8 +48,9 @@ def test_names_are_those_of_the_calls(generated: Path) -> None:
     """Whoever generates anew finds the same functions."""
     found = {path.stem for path in (generated / PACKAGE / "api").rglob("*.py")} - {"__init__"}
     assert found == {
-        "cancel_job", "create_job", "create_job_with_id", "estimate", "get_job", "get_result", "health", "job_events",
-        "list_jobs", "list_models", "preview_file", "preview_result", "ready", "retry_job", "upscale",
+        "cancel_archive", "cancel_job", "create_archive", "create_job", "create_job_with_id", "estimate", "get_archive",
+        "get_job", "get_result", "health", "job_events", "list_jobs", "list_models", "preview_file", "preview_result",
+        "ready", "retry_job", "upscale",
     }  # fmt: skip
 
 

@@ -34,6 +34,9 @@ def test_every_call_is_described(openapi: dict[str, Any]) -> None:
         "GET /jobs/{id}/preview",
         "POST /preview",
         "POST /jobs/{id}/retry",
+        "POST /archives",
+        "GET /archives/{id}",
+        "DELETE /archives/{id}",
     }
 
 
