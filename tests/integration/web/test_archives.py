@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 import core
 from bench.archive import Killed, MemoryStorage
+from handler import batch as aws_batch
 from handler import batch_event, batch_job, jobs, local, upload_queue
 from handler.archive import document, order, planning, steps
 from handler.archive.order import OrderState
@@ -54,6 +55,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(core, "upscale", copy)
     monkeypatch.setattr(local, "STEP_SECONDS", 0.02)
     return made
+
+
+def refused(response: Any, status: int, code: str) -> str:
+    """`check_problem` of the answer to a TestClient, whose type is that of another package."""
+    return check_problem(response, status, code)
 
 
 def fill(store: Storage, count: int) -> set[str]:
@@ -147,22 +153,22 @@ def test_keys_see_their_own_archives(service: tuple[httpx.Client, LocalStorage])
 )
 def test_other_prefixes_are_refused(source: str, target: str, status: int, code: str, tmp_path: Path) -> None:
     client = TestClient(build(configured(tmp_path, **OPEN), LocalStorage(tmp_path)))
-    check_problem(client.post("/archives", json={"source": source, "target": target}), status, code)
+    refused(client.post("/archives", json={"source": source, "target": target}), status, code)
     assert not list(LocalStorage(tmp_path).list("archives/"))
 
 
 def test_what_nobody_has_opened_is_closed(tmp_path: Path) -> None:
-    for opened in ({}, {"archive_sources": "scans"}, {"archive_targets": "upscaled"}):
-        client = TestClient(build(configured(tmp_path, **opened), LocalStorage(tmp_path)))
-        check_problem(client.post("/archives", json=ASKED), 403, "archives_refused")
+    for some in ({}, {"archive_sources": "scans"}, {"archive_targets": "upscaled"}):
+        client = TestClient(build(configured(tmp_path, **some), LocalStorage(tmp_path)))
+        refused(client.post("/archives", json=ASKED), 403, "archives_refused")
     client = TestClient(build(configured(tmp_path, bucket="b", **OPEN), LocalStorage(tmp_path)))
-    assert "Batch" in check_problem(client.post("/archives", json=ASKED), 403, "archives_refused")
+    assert "Batch" in refused(client.post("/archives", json=ASKED), 403, "archives_refused")
     opened = TestClient(build(configured(tmp_path, **OPEN), LocalStorage(tmp_path)))
-    check_problem(opened.post("/archives", json={**ASKED, "options": {"scale": 99}}), 422, "bad_options")
-    check_problem(opened.post("/archives", json={**ASKED, "names": "all.png"}), 422, "bad_options")
+    refused(opened.post("/archives", json={**ASKED, "options": {"scale": 99}}), 422, "bad_options")
+    refused(opened.post("/archives", json={**ASKED, "names": "all.png"}), 422, "bad_options")
     for number in range(10):
         assert opened.post("/archives", json={**ASKED, "run": str(number)}).status_code == 201
-    check_problem(opened.post("/archives", json={**ASKED, "run": "one more"}), 503, "busy")
+    refused(opened.post("/archives", json={**ASKED, "run": "one more"}), 503, "busy")
 
 
 def asked(store: Storage, **more: Any) -> str:
@@ -279,10 +285,13 @@ def test_in_aws_the_sweep_and_each_container_that_ends_take_the_steps(
     store = LocalStorage(tmp_path)
     wanted = fill(store, 7)
     submitted: list[str] = []
-    submit = steps.batch.submit
-    monkeypatch.setattr(
-        steps.batch, "submit", lambda storage, settings, job: submitted.append(job.id) or submit(storage, settings, job)
-    )
+    submit = aws_batch.submit
+
+    def noted(storage: Storage, settings: Settings, job: jobs.Job) -> jobs.Job:
+        submitted.append(job.id)
+        return submit(storage, settings, job)
+
+    monkeypatch.setattr(aws_batch, "submit", noted)
     monkeypatch.setattr(batch_event, "open_from_environment", lambda: (settings, store))
     client = TestClient(build(settings, store))
     id = client.post("/archives", json=ASKED).json()["id"]
@@ -320,4 +329,4 @@ def test_keys_of_the_gateway_are_told_apart(tmp_path: Path) -> None:
 
     id = client("a").post("/archives", json=ASKED).json()["id"]
     assert client("a").get(f"/archives/{id}").status_code == 200
-    check_problem(client("b").get(f"/archives/{id}"), 404, "archive_not_found")
+    refused(client("b").get(f"/archives/{id}"), 404, "archive_not_found")
