@@ -36,6 +36,29 @@ kept.KeptBands.save = dying
 sys.exit(command.main(sys.argv[2:]))
 """
 
+#: A run of the command that gets a signal while it writes the so-many-th tile or directory of a TIFF.
+STRUCK = """
+import os, sys
+from core import enlarge
+from core.codecs import tiff_levels, tiff_write
+import core.__main__ as command
+
+enlarge.KEPT_WORK = 0
+number, left = int(sys.argv[1]), [int(sys.argv[2])]
+
+def struck(real):
+    def call(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+    return call
+
+tiff_levels._packed, tiff_write._append = struck(tiff_levels._packed), struck(tiff_write._append)
+sys.argv[1:] = sys.argv[3:]
+command.run()
+"""
+
 
 def kept_in(folder: Path) -> list[int]:
     """The numbers of the bands in a folder that are of use."""
@@ -76,6 +99,31 @@ def test_killed_at_random_bands(scale: str, source: Path, tmp_path: Path, monkey
     assert target.read_bytes() == core.upscale(source, options).data
     left = {path.name for path in tmp_path.iterdir()} - {".upscale.jsonl"}
     assert left == {"in.tif", "out.png"}, "what the killed runs had begun to write is gone, too"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+def test_a_pyramid_that_was_interrupted_is_whole_or_not_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the page's own tiles, in those of its smaller copy, and in the directories at the very end."""
+    target = tmp_path / "out.tif"
+    asked = [str(source), "-o", str(target), "--tile", "48", "--device", "cpu", "--model", "compact-x2", "--pyramid"]
+    for kind, at in ((signal.SIGKILL, 2), (signal.SIGTERM, 3), (signal.SIGKILL, 5)):
+        command = [sys.executable, "-c", STRUCK, str(int(kind)), str(at), *asked, "--quiet"]
+        ended = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True)
+        assert ended.returncode == -kind if kind is signal.SIGKILL else ended.returncode != 0, ended.stderr
+        assert not target.exists()
+        left = {path.name for path in tmp_path.iterdir() if path.is_file()} - {"in.tif", ".upscale.jsonl"}
+        assert len(left) == (kind is signal.SIGKILL), (
+            "what has no name yet stays of kill -9 alone, and only of the last"
+        )
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    assert made(source, target, pyramid=True)[0] > 0, "it did not begin anew"
+    with tifffile.TiffFile(target) as file:
+        assert [page.shape[:2] for page in file.pages] == [(460, 80), (230, 40)]
+    assert made(source, tmp_path / "whole.tif", pyramid=True)
+    assert target.read_bytes() == (tmp_path / "whole.tif").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} - {".upscale.jsonl"} == {"in.tif", "out.tif", "whole.tif"}
 
 
 def made(source: Path, target: Path, **options: object) -> list[int]:
