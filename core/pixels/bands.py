@@ -157,7 +157,9 @@ class RowBuffer:
 _AHEAD = 1 << 24
 
 
-def ahead(items: Iterator[Samples], stopped: threading.Event | None = None) -> Generator[Samples]:
+def ahead(
+    items: Iterator[Samples], stopped: threading.Event | None = None, *, most: int = _AHEAD
+) -> Generator[Samples]:
     """The same bands, made by another thread while the caller is busy with those before.
 
     So many are made in advance that small ones bridge what a caller does at once, who may wait for some of them before
@@ -166,6 +168,7 @@ def ahead(items: Iterator[Samples], stopped: threading.Event | None = None) -> G
     Args:
         items: what to make; closed when the caller stops early.
         stopped: is set then, so that a long item can be given up; None makes one.
+        most: bytes that are made in advance; one item is in any case.
     """
     changed = threading.Condition()
     made: deque[Samples] = deque()
@@ -174,7 +177,7 @@ def ahead(items: Iterator[Samples], stopped: threading.Event | None = None) -> G
     ended = False
 
     def has_room() -> bool:
-        return stopped.is_set() or not made or sum(item.nbytes for item in made) + made[-1].nbytes <= _AHEAD
+        return stopped.is_set() or not made or sum(item.nbytes for item in made) + made[-1].nbytes <= most
 
     def work() -> None:
         nonlocal ended

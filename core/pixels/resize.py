@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from core.pixels.bands import Samples
+from core.pixels.bands import Samples, ahead
 
 Rows = npt.NDArray[np.float32]
 
@@ -75,29 +76,37 @@ def resize_rows(
     held: Samples | None = None
     done, first = start, support_above(start, height, out_height)  # output rows given; input row of held[0]
     received = first  # input rows seen
-    for strip in (whole[row : row + _ROWS] for whole in strips for row in range(0, len(whole), _ROWS)):
-        received += len(strip)
-        strip = _resized(strip, (out_width, len(strip)), (0, 0, width, len(strip)))
-        held = strip if held is None else np.concatenate([held, strip])
-        del strip  # else it is held while the next is made
-        ready = rows_from(received, height, out_height)
-        while done < ready:
-            top = done // _BLOCK * _BLOCK
-            bottom = min(top + _BLOCK, out_height)
-            needed = min(height, math.ceil(bottom * ratio + _support(ratio)))
-            near = held[: needed - first]
-            box = (0, top * ratio - first, out_width, min(bottom * ratio - first, len(near)))
-            rows = _resized(near, (out_width, bottom - top), box)[done - top :]
-            done = bottom
-            keep = support_above(done, height, out_height) - first
-            held, first = held[keep:].copy(), first + keep  # a view would keep all of it
-            yield rows
-            del rows, near
+    stretched = (
+        _resized(part, (out_width, len(part)), (0, 0, width, len(part)))
+        for part in (whole[row : row + _ROWS] for whole in strips for row in range(0, len(whole), _ROWS))
+    )
+    # Another thread stretches the rows below while columns are stretched here.
+    with closing(ahead(stretched, most=0)) as parts:
+        for strip in parts:
+            received += len(strip)
+            held = strip if held is None else np.concatenate([held, strip])
+            del strip  # else it is held while the next is made
+            ready = rows_from(received, height, out_height)
+            while done < ready:
+                top = done // _BLOCK * _BLOCK
+                bottom = min(top + _BLOCK, out_height)
+                needed = min(height, math.ceil(bottom * ratio + _support(ratio)))
+                near = held[: needed - first]
+                box = (0, top * ratio - first, out_width, min(bottom * ratio - first, len(near)))
+                rows = _resized(near, (out_width, bottom - top), box)[done - top :]
+                done = bottom
+                keep = support_above(done, height, out_height) - first
+                held, first = held[keep:].copy(), first + keep  # a view would keep all of it
+                yield rows
+                del rows, near
 
 
 def _resized(samples: Samples, size: tuple[int, int], box: tuple[float, float, float, float]) -> Samples:
     """A box of (h, w, channels), as (size[1], size[0], channels); only one of its sides may change."""
     channels = samples.shape[2]
+    if samples.dtype == np.uint8 and channels == 3:  # what most pictures are, with a copy less
+        image = Image.fromarray(np.ascontiguousarray(samples))
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box))
     out = np.empty((size[1], size[0], channels), samples.dtype)
     # Colour of eight bits goes through at once; opacity apart, as Pillow would multiply colour by it.
     at_once = 3 if samples.dtype == np.uint8 and channels >= 3 else 1

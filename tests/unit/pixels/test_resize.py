@@ -82,7 +82,7 @@ def test_memory_is_that_of_few_strips() -> None:
         del rows
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * strip
+    assert peak < 3.2 * strip  # one is being used, one waits, one is made
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
