@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import core
-from handler import jobs, options, s3_models
+from handler import bands, jobs, options, s3_models
 from handler.archive import document
 from handler.archive.document import CONTENT_TYPE, LEFT, MADE_BY, MADE_FROM, MADE_IN, TRIED, Picture, Row
 from handler.archive.targets import with_ending
@@ -282,7 +282,16 @@ def _upscale(
     def progress(_done: int, _total: int) -> None:
         attempt.check()
 
-    made = core.upscale(source, chosen, output=output, limits=limits, progress=progress)
+    # Bands of a long picture, from which another machine goes on; here the next process would have to begin it anew.
+    keeps = picture.etag and not attempt.settings.local
+    made = core.upscale(
+        source,
+        chosen,
+        output=output,
+        limits=limits,
+        progress=progress,
+        keeping=bands.keeping(storage, attempt.leased.job, picture.etag, attempt.with_retries) if keeps else None,
+    )
     key = with_ending(picture.target, made.format)
     model, reason = made.model, missing or made.reason
     if model == str(chosen.model):  # a model from S3 ran as a directory; people know it by the name that they gave

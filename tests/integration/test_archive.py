@@ -20,6 +20,7 @@ import pytest
 
 import core
 from bench.archive import Killed, MemoryStorage
+from core import enlarge
 from handler import batch_job, jobs
 from handler.archive import __main__ as command
 from handler.archive import document, part, planning, submission
@@ -187,6 +188,37 @@ def test_a_stopped_container_hands_the_rest_back(store: LocalStorage, settings: 
     assert done
     assert (done.state, done.progress.total, len(quick)) == (State.SUCCEEDED, 6, 6)
     assert {found.key for found in store.list("out/")} == set(wanted.values())
+
+
+def test_a_long_picture_goes_on_at_its_first_missing_band(
+    tmp_path: Path, store: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Spot machine that is taken away."""
+    monkeypatch.setattr(enlarge, "KEPT_WORK", 0)
+    settings = configured(tmp_path, bucket="b", tile_size=48, lease_seconds=3)
+    store.put("scans/tall.png", data := picture(40, 230), "image/png")
+    job = planned(store, settings)
+    upscale, seen = core.upscale, list[tuple[int, int]]()
+
+    def noted(*arguments: Any, progress: Callable[[int, int], None], **named: Any) -> core.Result:
+        def note(done: int, total: int) -> None:
+            seen.append((done, total))
+            progress(done, total)
+
+        return upscale(*arguments, progress=note, **named)
+
+    monkeypatch.setattr(core, "upscale", noted)
+    left = work(store, settings, job, stop=lambda: len(seen) >= 3)
+    assert left
+    assert left.state is State.QUEUED
+    assert len(list(store.list(f"work/{job.id}/"))) in (1, 2, 3)
+    before = len(seen)
+    done = work(store, settings, job)
+    assert done
+    assert done.state is State.SUCCEEDED
+    assert seen[before][0] > 0, "it did not begin anew"
+    assert store.get("out/tall-x2.png")[0] == upscale(data, core.Options(tile=48)).data
+    assert not list(store.list("work/"))
 
 
 def test_a_picture_that_kills_its_worker_does_not_take_the_others_along(
