@@ -26,4 +26,4 @@ def test_the_service_is_what_it_describes(tmp_path: Path) -> None:
             cwd=tmp_path,
         )
     assert done.returncode == 0, done.stdout
-    assert "Tested: 15" in done.stdout
+    assert "Tested: 18" in done.stdout
