@@ -5,8 +5,10 @@ Both listen on free ports of 127.0.0.1. A test that needs one is skipped, with t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 
 from handler.storage import LocalStorage, S3Storage, Storage
 from tests.integration.together import Together
+from tests.integration.work import PATIENCE
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 #: Fixtures that start a server or processes.
@@ -27,15 +30,23 @@ SERVERS = {"seaweedfs", "moto", "seaweedfs_bucket", "moto_bucket", "four"}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all asked for together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+    """Ports that nobody listens on now, for servers that have to be given one.
+
+    They bind it a moment later, so it is none that the system gives away: those begin at 32768, or above.
+    """
+    dice, found = random.SystemRandom(), set[int]()  # two runs of the tests may ask at the same moment
+    while len(found) < count:
+        port = dice.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine does."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def binary(name: str) -> str:
@@ -51,14 +62,13 @@ def run_server(command: list[str], log: Path, ready: Callable[[], bool]) -> Iter
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=log.parent)
     try:
-        for _ in range(600):
+        end = time.monotonic() + PATIENCE
+        while not ready():
             if process.poll() is not None:
                 pytest.fail(f"{command[0]} ended with {process.returncode}: {log.read_text()[-2000:]}")
-            if ready():
-                break
+            if time.monotonic() > end:
+                pytest.fail(f"{command[0]} did not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
-        else:
-            pytest.fail(f"{command[0]} did not start: {log.read_text()[-2000:]}")
         yield
     finally:
         process.kill()  # what it holds is thrown away: no need to wait for an orderly end

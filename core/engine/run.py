@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,21 +191,22 @@ def _run(
         progress(done, total)
     computed, busy = 0, 0.0
     jobs = _windows(bands, tile_rows, layers)
-    made = _infer_all(model, jobs, plan, total - done, rounded)
-    while True:
-        start = time.perf_counter()  # tiles that are computed side by side are waited for here
-        tile, parts = next(made, (None, ()))
-        if tile is None:
-            break
-        for part in parts:
+    # Who stops early ends the threads of the tiles here, and not in whichever thread collects the garbage.
+    with closing(_infer_all(model, jobs, plan, total - done, rounded)) as made:
+        while True:
+            start = time.perf_counter()  # tiles that are computed side by side are waited for here
+            tile, parts = next(made, (None, ()))
+            if tile is None:
+                break
+            for part in parts:
+                busy += time.perf_counter() - start
+                yield part
+                start = time.perf_counter()
             busy += time.perf_counter() - start
-            yield part
-            start = time.perf_counter()
-        busy += time.perf_counter() - start
-        computed += tile.rows.size * tile.columns.size
-        done += 1
-        if progress:
-            progress(done, total)
+            computed += tile.rows.size * tile.columns.size
+            done += 1
+            if progress:
+                progress(done, total)
     if computed >= _TELLING_PIXELS:
         rate = computed * operations(model.spec, plan) / busy
         learn_rate(model.spec, model.device, rate, deep=bands.dtype.itemsize > 1)
@@ -227,22 +229,23 @@ def _windows(bands: Bands, tile_rows: list[list[tiling.Tile]], layers: list[slic
 
 def _infer_all(
     model: Model, jobs: Iterator[Job], plan: UpscalePlan, count: int, rounded: bool
-) -> Iterator[tuple[tiling.Tile, Iterable[TileResult]]]:
+) -> Generator[tuple[tiling.Tile, Iterable[TileResult]]]:
     """All tiles, each in parts; several at once where that is faster, and alone only what went wrong there."""
-    results: Iterator[tuple[Job, Samples | None]]
+    results: Generator[tuple[Job, Samples | None]]
     if model.device == "cuda":
         results = _in_batches(model, jobs, plan, rounded)
     elif model.at_once > 1 and count > 1:
         results = _side_by_side(model, jobs, plan)
     else:
         results = ((job, None) for job in jobs)
-    for (window, tile), values in results:
-        yield tile, _infer_parts(model, window, plan, tile) if values is None else [(tile, values)]
+    with closing(results):
+        for (window, tile), values in results:
+            yield tile, _infer_parts(model, window, plan, tile) if values is None else [(tile, values)]
 
 
 def _in_batches(
     model: Model, jobs: Iterator[Job], plan: UpscalePlan, rounded: bool
-) -> Iterator[tuple[Job, Samples | None]]:
+) -> Generator[tuple[Job, Samples | None]]:
     """The results of tiles in batches, in PyTorch on any device; None for those to be done alone."""
     from core.engine import batches, pytorch
 
@@ -265,7 +268,7 @@ def _in_batches(
         yield job, None if values is None else values[tiling.crop_halo(job[1], plan.scale)]
 
 
-def _side_by_side(model: Model, jobs: Iterator[Job], plan: UpscalePlan) -> Iterator[tuple[Job, Rows | None]]:
+def _side_by_side(model: Model, jobs: Iterator[Job], plan: UpscalePlan) -> Generator[tuple[Job, Rows | None]]:
     """The results of tiles on threads, each tile on one; None for those that did not fit beside the others."""
 
     def attempt(window: _Window, tile: tiling.Tile) -> Rows | None:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers import free_ports
+from tests.integration.work import PATIENCE
+from tests.servers import free_ports, listens
 
 ROOT = Path(__file__).parents[2]
 EVENTS = ROOT / "tests" / "events"
@@ -51,7 +51,7 @@ class Function:
     log: Path
     pid: int
 
-    def __call__(self, event: Mapping[str, Any] | str, timeout: float = 240) -> Any:
+    def __call__(self, event: Mapping[str, Any] | str, timeout: float = PATIENCE) -> Any:
         """Invoke it with an event, or with one of tests/events by name; gives what it answers, errors as well."""
         data = (EVENTS / event).read_bytes() if isinstance(event, str) else json.dumps(event).encode()
         with urllib.request.urlopen(urllib.request.Request(self.url, data), timeout=timeout) as answer:
@@ -104,15 +104,13 @@ def function(handler: str, folder: Path, environment: Mapping[str, str], *, seco
             start_new_session=True,
         )  # fmt: skip
     try:
-        for _ in range(300):
+        end = time.monotonic() + PATIENCE
+        while not listens(front):
             if process.poll() is not None:
                 pytest.fail(f"the emulator ended with {process.returncode}: {log.read_text()[-2000:]}")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", front)) == 0:
-                    break
+            if time.monotonic() > end:
+                pytest.fail(f"the emulator did not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
-        else:
-            pytest.fail(f"the emulator did not start: {log.read_text()[-2000:]}")
         yield Function(f"http://127.0.0.1:{front}/2015-03-31/functions/function/invocations", log, process.pid)
     finally:
         for pid in list(family(process.pid)):  # the runtime that it started has a group of its own

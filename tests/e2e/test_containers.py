@@ -32,8 +32,8 @@ from handler.jobs import Backend, State
 from handler.storage import S3Storage
 from tests.e2e.containers import CONFINED, TORCH_INDEX, container, docker, pixels, ran, same
 from tests.e2e.emulator import EVENTS, ROOT, function
-from tests.integration.work import as_stored, event, picture, queued, result, wait_for
-from tests.servers import ACCESS_KEY, SECRET_KEY, answers, binary, free_ports, make_bucket, run_server
+from tests.integration.work import PATIENCE, as_stored, event, picture, queued, result, wait_for
+from tests.servers import ACCESS_KEY, SECRET_KEY, answers, binary, free_ports, listens, make_bucket, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +72,14 @@ def batch_image(base: str) -> str:
 
 def call(url: str, data: bytes) -> Any:
     """Invoke a function whose emulator may still be starting."""
-    for _ in range(300):
+    end = time.monotonic() + PATIENCE
+    while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=120) as answer:
+            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=PATIENCE) as answer:
                 return json.load(answer)
         except (ConnectionError, urllib.error.URLError):
+            assert time.monotonic() < end, f"{url} does not answer"
             time.sleep(0.1)
-    raise AssertionError(f"{url} does not answer")
 
 
 def check_example(answer: dict[str, Any]) -> None:
@@ -158,11 +159,6 @@ def test_make_invoke(sam: str) -> None:
     check_example(json.loads(sam.splitlines()[-1]))
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def test_sam_local_start_api_with_curl(sam: str, tmp_path: Path) -> None:
     [port] = free_ports(1)
     before = docker("ps", "--quiet", "--all")
@@ -186,7 +182,7 @@ def test_sam_local_start_api_with_curl(sam: str, tmp_path: Path) -> None:
     finally:
         server.send_signal(signal.SIGINT)  # anything else leaves its container behind
         try:
-            server.wait(60)
+            server.wait(PATIENCE)
         finally:
             server.kill()
     assert docker("ps", "--quiet", "--all") == before, (tmp_path / "log").read_text()
@@ -319,7 +315,7 @@ def test_a_killed_container_is_reported_as_a_failed_job(batch: Any, tmp_path: Pa
     name = f"upscale-{job.id}-{job.batch_job_id}"
     with subprocess.Popen(["docker", "wait", name], stdout=subprocess.PIPE, text=True) as waiting:
         docker("kill", name)
-        exit_code = int(waiting.communicate(timeout=60)[0])
+        exit_code = int(waiting.communicate(timeout=PATIENCE)[0])
     assert exit_code == 128 + signal.SIGKILL
 
     def told() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from handler import jobs
 from handler.jobs import Backend, Job, State
 from handler.storage import S3Storage
 from tests.e2e.emulator import Function, function
-from tests.integration.work import TTL, as_stored, event, picture, queued, result, results
+from tests.integration.work import PATIENCE, TTL, as_stored, event, picture, queued, result, results
 
 pytestmark = pytest.mark.slow
 
@@ -232,7 +232,7 @@ class Stalling:
             while data := source.recv(65536):
                 if data.startswith(hanging):
                     self.hangs.set()
-                    self._over.wait(120)
+                    self._over.wait(PATIENCE)
                     break
                 target.sendall(data)
         with suppress(OSError):
@@ -250,8 +250,8 @@ def test_a_time_out_leaves_no_job_stuck(
     sent = as_stored(storage, sent)
     try:
         slow = {**environment, "S3_ENDPOINT_URL": proxy.url}
-        # Two seconds more than the function keeps back for the end of its work.
-        with function("handler.s3_event.handler", tmp_path, slow, seconds=22) as killed:
+        # Of which its start takes some, too.
+        with function("tests.e2e.hasty.handler", tmp_path, slow, seconds=12) as killed:
             answer = killed(sent)
         assert "timed out" in json.dumps(answer).lower(), answer
         assert proxy.hangs.is_set()

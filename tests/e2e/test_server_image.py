@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.containers import CONFINED, TORCH_INDEX, container, docker, ran, same
 from tests.integration.web.support import finished
-from tests.integration.work import picture, wait_for
+from tests.integration.work import PATIENCE, picture, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,15 +40,15 @@ def client_of(id: str) -> Iterator[httpx.Client]:
     """When the service answers; after a restart it has another port."""
     address = docker("port", id, "8000/tcp").splitlines()[0]
     headers = {"x-api-key": "a key"}
-    with httpx.Client(base_url=f"http://{address}", headers=headers, timeout=120, trust_env=False) as client:
-        for _ in range(300):
+    with httpx.Client(base_url=f"http://{address}", headers=headers, timeout=PATIENCE, trust_env=False) as client:
+        end = time.monotonic() + PATIENCE
+        while True:
             try:
                 client.get("/health").raise_for_status()
                 break
             except httpx.TransportError:
+                assert time.monotonic() < end, docker("logs", id)
                 time.sleep(0.1)
-        else:
-            raise AssertionError(docker("logs", id))
         yield client
 
 
@@ -89,7 +89,5 @@ def test_it_serves_and_keeps_what_it_made_over_a_restart(server: str) -> None:
 def test_it_ends_in_order(server: str) -> None:
     with client_of(server):
         pass
-    begun = time.monotonic()
-    docker("stop", "--time=20", server)
+    docker("stop", "--time=60", server)  # after which it would be killed
     assert docker("inspect", "--format={{.State.ExitCode}}", server) == "0"
-    assert time.monotonic() - begun < 15

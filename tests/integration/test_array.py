@@ -26,7 +26,18 @@ from handler.attempt import Stopped
 from handler.jobs import Backend, Estimate, Job, State
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Storage, Unavailable
-from tests.integration.work import AT_ONCE, Context, Failing, Start, configured, containers, event, queued, result
+from tests.integration.work import (
+    AT_ONCE,
+    PATIENCE,
+    Context,
+    Failing,
+    Start,
+    configured,
+    containers,
+    event,
+    queued,
+    result,
+)
 
 PARTS = 3
 #: A container of a small picture, which is not worth it by itself; with a number of bands it dies after so many.
@@ -102,16 +113,16 @@ def test_parts_made_by_processes_in_any_order_and_one_killed_are_one_machines_re
     job = split(store, scale=1.7)
     others = [start(job, 2), start(job, 0)]
     killed = start(job, 1, dies_after=1)
-    assert killed.wait(60) == -signal.SIGKILL
-    assert [process.wait(60) for process in others] == [batch_job.ENDED] * 2
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
+    assert [process.wait(PATIENCE) for process in others] == [batch_job.ENDED] * 2
     before = {found.key: found.etag for found in store.list(f"work/{job.id}/")}
     now = jobs.get(store, job.id)
     assert jobs.shared(now)
     assert now.started
-    assert start(job, 1).wait(60) == batch_job.ENDED
+    assert start(job, 1).wait(PATIENCE) == batch_job.ENDED
     after = {found.key: found.modified for found in store.list(f"work/{job.id}/")}
     assert before.keys() < after.keys(), "only what was missing"
-    assert start(job).wait(60) == batch_job.ENDED
+    assert start(job).wait(PATIENCE) == batch_job.ENDED
     done = jobs.get(store, job.id)
     assert (done.state, done.error, done.attempt, done.lost) == (State.SUCCEEDED, None, 1, 0)
     assert result(store, done) == core.upscale(DATA, core.Options(scale=1.7, tile=48)).data

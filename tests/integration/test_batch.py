@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from handler.jobs import Backend, Job, Request, State
 from handler.settings import Settings, get_settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
 from tests.integration.work import (
+    PATIENCE,
     TTL,
     Context,
     Failing,
@@ -33,6 +35,9 @@ from tests.integration.work import (
     wait_for,
 )
 
+#: A container that makes one tile, and no other until it is told to stop.
+HELD = "import sys; from tests.integration import work; from handler import batch_job; work.one_tile_only();"
+HELD += "sys.exit(batch_job.main(sys.argv[1:]))"
 #: What the example events speak of.
 JOB, BATCH_JOB = "6f9619ff-8b86-4011-b42d-00c04fc964ff", "4c7599ae-0a82-49aa-ba5a-4727fcce14a8"
 
@@ -54,29 +59,32 @@ def container(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "scratch").mkdir()
     batch = {"TMPDIR": str(tmp_path / "scratch"), "AWS_BATCH_JOB_ID": BATCH_JOB, "AWS_BATCH_JOB_ATTEMPT": "1"}
     with containers() as begin:
-        yield lambda job, **variables: begin(["-m", "handler.batch_job", "--job", job.id], batch | variables)
+
+        def start(job: Job, code: str = "", **variables: str) -> subprocess.Popen[bytes]:
+            return begin([*(["-c", code] if code else ["-m", "handler.batch_job"]), "--job", job.id], batch | variables)
+
+        yield start
 
 
 def test_the_container_does_the_job(seaweedfs_bucket: tuple[str, str], container: Start, tmp_path: Path) -> None:
     endpoint, bucket = seaweedfs_bucket
     store = S3Storage(bucket, endpoint_url=endpoint)
     job = for_batch(store, data := picture())
-    assert container(job, BUCKET=bucket, S3_ENDPOINT_URL=endpoint).wait(120) == batch_job.ENDED
+    assert container(job, BUCKET=bucket, S3_ENDPOINT_URL=endpoint).wait(PATIENCE) == batch_job.ENDED
     done = jobs.get(store, job.id)
     assert (done.state, done.backend, done.batch_job_id) == (State.SUCCEEDED, Backend.BATCH, BATCH_JOB)
     assert result(store, done) == core.upscale(data).data
     assert not left_behind(tmp_path / "scratch")
 
 
-@pytest.mark.slow
 def test_a_spot_instance_that_is_taken_away_hands_the_job_back(
     store: LocalStorage, settings: Settings, container: Start, tmp_path: Path
 ) -> None:
-    job = for_batch(store, data := picture(1200, 900))
-    process = container(job, DATA_DIR=str(settings.data_dir), BUCKET="", TILE_SIZE="48")
-    wait_for(lambda: jobs.get(store, job.id).progress.done or process.poll() is not None, "the first tiles")
+    job = for_batch(store, data := picture(120, 90))
+    process = container(job, HELD, DATA_DIR=str(settings.data_dir), BUCKET="", TILE_SIZE="48")
+    wait_for(lambda: jobs.get(store, job.id).progress.done or process.poll() is not None, "the first tile")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == batch_job.REPEAT
+    assert process.wait(PATIENCE) == batch_job.REPEAT
     back = jobs.get(store, job.id)
     assert (back.state, back.backend, back.batch_job_id, back.lost) == (State.QUEUED, Backend.BATCH, BATCH_JOB, 0)
     assert not left_behind(tmp_path / "scratch")

@@ -34,10 +34,12 @@ from handler.storage import LocalStorage, S3Storage, Unavailable
 from handler.storage import local as store_module
 from tests.integration.work import (
     AT_ONCE,
+    PATIENCE,
     Context,
     configured,
     event,
     left_behind,
+    one_tile_only,
     picture,
     queued,
     result,
@@ -48,7 +50,7 @@ from tests.integration.work import (
 pytestmark = pytest.mark.slow
 
 KILLS = 10
-#: Many small tiles, so that there is something to interrupt.
+#: Several tiles, so that there is something to interrupt.
 SLOW = {"tile_size": 48}
 
 
@@ -86,21 +88,33 @@ def prepare(folder: Path, settings: Settings) -> LocalStorage:
     return storage
 
 
-def deliver(folder: Path, settings: Settings, sent: dict[str, Any], started: Any) -> None:
-    """A process that is Lambda for one event."""
+def deliver(folder: Path, settings: Settings, sent: dict[str, Any], held: bool = False, until: float = 0.0) -> None:
+    """A process that is Lambda for one event.
+
+    Args:
+        folder: for its temporary files and its log, and for what it notes: the seconds of a processor that it took.
+        settings: of the service.
+        sent: the event.
+        held: whether it gets no further than one tile.
+        until: seconds of a processor after which the process is killed by the system; 0 for never. A machine's other
+            work changes them little.
+    """
     prepare(folder, settings)
-    started.send(True)
+    if held:
+        one_tile_only()
+    begun = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, until)
     s3_event.handler(sent, cast(LambdaContext, Context()))
+    (folder / "seconds").write_text(str(time.process_time() - begun))
 
 
-def start(context: ForkServerContext, folder: Path, settings: Settings, sent: dict[str, Any]) -> ForkServerProcess:
-    """Deliver an event to a new process; it has begun when this returns."""
+def start(
+    context: ForkServerContext, folder: Path, settings: Settings, sent: dict[str, Any], **how: Any
+) -> ForkServerProcess:
+    """Deliver an event to a new process."""
     (folder / "scratch").mkdir(exist_ok=True)
-    mine, theirs = context.Pipe()
-    process = context.Process(target=deliver, args=(folder, settings, sent, theirs))
+    process = context.Process(target=deliver, args=(folder, settings, sent), kwargs=how)
     process.start()
-    with mine, theirs:
-        mine.recv()
     return process
 
 
@@ -123,17 +137,14 @@ def test_killed_at_ten_moments_every_job_succeeds_once_with_the_same_result(
         return {job.input.key: job for job in jobs.every(storage)}
 
     for key in keys[:2]:  # the first also warms the disk's cache
-        begun = time.monotonic()
         start(processes, tmp_path, settings, uploads_of([key])).join()
-        whole = time.monotonic() - begun
+    whole = float((tmp_path / "seconds").read_text())
     expected = result(storage, by_key()[keys[1]])
 
     states = []
     for number, key in enumerate(keys[2:]):
-        process = start(processes, tmp_path, settings, uploads_of([key]))
-        time.sleep(whole * (number + random.random()) / KILLS)
-        process.kill()
-        process.join()
+        until = whole * (number + random.uniform(0.1, 1)) / KILLS
+        start(processes, tmp_path, settings, uploads_of([key]), until=until).join()
         job = by_key().get(key)
         states.append(job.state if job else None)
     assert State.RUNNING in states, f"no kill met a worker at work: {states}"
@@ -222,7 +233,7 @@ def five(folder: Path, settings: Settings, sent: dict[str, Any], together: Any) 
     assert isinstance(upload, s3_event.Upload)
 
     def once(_: int) -> None:
-        together.wait(60)
+        together.wait(PATIENCE)
         s3_event.process_upload(storage, settings, upload, cast(LambdaContext, Context()))
 
     with ThreadPoolExecutor(5) as pool:
@@ -255,10 +266,9 @@ def test_twenty_identical_events_are_one_piece_of_work(processes: ForkServerCont
 def test_a_job_cancelled_from_outside_stops(processes: ForkServerContext, tmp_path: Path) -> None:
     settings = configured(tmp_path, lease_seconds=30, **SLOW)
     storage = LocalStorage(settings.data_dir)
-    # Work for much longer than the seconds between two looks at the job, on any machine.
-    job = queued(storage, picture(2400, 1800))
-    process = start(processes, tmp_path, settings, uploads_of([job.input.key]))
-    wait_for(lambda: jobs.get(storage, job.id).progress.done or not process.is_alive(), "the first tiles")
+    job = queued(storage, picture(120, 100))
+    process = start(processes, tmp_path, settings, uploads_of([job.input.key]), held=True)
+    wait_for(lambda: jobs.get(storage, job.id).progress.done or not process.is_alive(), "the first tile")
     jobs.cancel(storage, job.id)
     process.join()
     now = jobs.get(storage, job.id)
@@ -294,13 +304,13 @@ class Proxy:
                     proxy.failed += 1
                     self.close_connection = True
                     if fault == "hang":
-                        proxy.release.wait(60)
+                        proxy.release.wait(PATIENCE)
                         return
                     self.send_response(503, "Slow Down")
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                connection = http.client.HTTPConnection(target, timeout=30)
+                connection = http.client.HTTPConnection(target, timeout=PATIENCE)
                 try:
                     # The host stays as the client wrote it, because the signature covers it.
                     headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
@@ -345,8 +355,8 @@ def proxy(seaweedfs_bucket: tuple[str, str]) -> Iterator[Proxy]:
 
 @pytest.fixture
 def store(proxy: Proxy, seaweedfs_bucket: tuple[str, str]) -> S3Storage:
-    """The bucket behind the proxy, from a client that is quick to give up."""
-    return S3Storage(seaweedfs_bucket[1], endpoint_url=proxy.url, attempts=1, timeout=1.0)
+    """The bucket behind the proxy, from a client that asks once and is patient."""
+    return S3Storage(seaweedfs_bucket[1], endpoint_url=proxy.url, attempts=1, timeout=PATIENCE)
 
 
 def run(storage: S3Storage | LocalStorage, settings: Settings, job: Job, **named: Any) -> Job | None:
@@ -380,12 +390,14 @@ def test_a_store_that_fails_for_long_ends_in_a_clear_state(
 ) -> None:
     job = queued(store, picture())
     proxy.rule = lambda _, path: fault if where in path else None
-    done = run(store, configured(tmp_path), job)
+    # Only where nothing is answered it has to be one that gives up.
+    asks = S3Storage(store.bucket, endpoint_url=proxy.url, attempts=1, timeout=2.0) if fault == "hang" else store
+    done = run(asks, configured(tmp_path), job, retry_delays=AT_ONCE[:1])
     assert done
     assert (done.state, done.output) == (State.FAILED, None)
     assert done.error
     assert done.error.code == "storage_unavailable"
-    assert proxy.failed >= 1 + len(AT_ONCE)
+    assert proxy.failed >= 2
     assert run(store, configured(tmp_path), job) is None
 
 
@@ -420,7 +432,7 @@ def silence() -> Iterator[tuple[str, threading.Event]]:
             except OSError:
                 return
             with connection:
-                speak.wait(60)
+                speak.wait(PATIENCE)
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 

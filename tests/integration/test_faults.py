@@ -20,6 +20,7 @@ from handler import jobs
 from handler.storage import LocalStorage
 from tests.integration.test_local_server import QUICK, SMALL, Running, running, wait_until
 from tests.integration.web.support import check_problem
+from tests.integration.work import PATIENCE
 from tests.unit.pictures import corners, saved
 
 pytestmark = pytest.mark.slow
@@ -117,12 +118,14 @@ def test_few_descriptors(tmp_path: Path) -> None:
                 one = stack.enter_context(socket.create_connection((host, port), timeout=0.2))
                 one.sendall(b"POST /upscale HTTP/1.1\r\nHost: a\r\nX-Half: ")
         for _ in range(3):
-            assert httpx.get(server.client.base_url.join("/health"), timeout=30, trust_env=False).status_code == 200
+            assert (
+                httpx.get(server.client.base_url.join("/health"), timeout=PATIENCE, trust_env=False).status_code == 200
+            )
         before = processor_seconds(server.process.pid)
         time.sleep(1)
         assert processor_seconds(server.process.pid) - before < 0.7
         answer = httpx.post(
-            server.client.base_url.join("/upscale"), files={"file": ("a.png", SMALL)}, timeout=60, trust_env=False
+            server.client.base_url.join("/upscale"), files={"file": ("a.png", SMALL)}, timeout=PATIENCE, trust_env=False
         )
         assert answer.status_code == 200
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 90, "only the server was limited"
@@ -135,17 +138,17 @@ def processor_seconds(pid: int) -> float:
 
 def test_a_tile_longer_than_the_time_to_stop(tmp_path: Path) -> None:
     """Issue 16: it ended in "terminate called", with the job lost to a worker that was none."""
-    settings = {**QUICK, "TILE_SIZE": "1400", "LEASE_SECONDS": "3600"}
-    first = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); server.GRACE_SECONDS = 0"
+    settings = {**QUICK, "TILE_SIZE": "400", "LEASE_SECONDS": "3600"}
+    first = "from tests.integration import work; work.tile_without_end(); server.GRACE_SECONDS = 0"
     with running(tmp_path, **settings, first=first) as server:
-        body = {"file": ("a.png", saved(corners(1400, 1400), "PNG"))}
+        body = {"file": ("a.png", saved(corners(400, 400), "PNG"))}
         id = server.client.post("/upscale", files=body, headers={"prefer": "respond-async"}).json()["id"]
         store = LocalStorage(server.data)
         wait_until(lambda: jobs.get(store, id).progress.total > 0)
         before = processor_seconds(server.process.pid)  # of the network: another process decodes
         wait_until(lambda: processor_seconds(server.process.pid) - before > 1)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(PATIENCE) == 0
         job = jobs.get(store, id)
     said = (tmp_path / "stderr").read_text()
     assert "in the middle of a tile" in said

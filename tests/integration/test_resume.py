@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
 import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,10 @@ def went_on(storage: Any, settings: Settings, job: Job) -> Job:
     return run(storage, settings, job) or jobs.get(storage, job.id)
 
 
-def killings() -> Iterator[tuple[int, bool]]:
-    """Touches of the store to die at. All of them in the long run: each run of the tests takes some."""
-    every = list(itertools.product(range(2, 60), (False, True)))
-    yield from random.sample(every, 12)
+def killings(touches: int) -> Iterator[tuple[int, bool]]:
+    """Touches of the store to die at, before or after: one of each eighth. All of them, in many runs of the tests."""
+    for eighth in range(8):
+        yield 2 + int((touches - 2) * (eighth + random.random()) / 8), random.random() < 0.5
 
 
 def test_killed_at_touches_of_the_store(settings: Settings, expected: bytes) -> None:
@@ -112,10 +112,10 @@ def test_killed_at_touches_of_the_store(settings: Settings, expected: bytes) -> 
     assert len(undisturbed.kept) == BANDS
     assert touches > 2 * BANDS
     spared = 0
-    for point, after in killings():
-        store = Dying(MemoryStorage(), point % touches + 1, after=after)
+    for point, after in killings(touches):
+        store = Dying(MemoryStorage(), point, after=after)
         job = tall(store.storage)
-        with pytest.raises(Killed):
+        with suppress(Killed):  # how often the document is written goes by the clock: a quick run may end before
             run(store, settings, job)
         before = set(store.kept)
         again = Dying(store.storage)

@@ -19,6 +19,7 @@ from handler import safe_http
 from handler.safe_http import Refused, check_url, is_public
 from handler.webhook import DeliveryOutcome, deliver, verify
 from tests.integration.receiver import Receiver
+from tests.integration.work import PATIENCE
 
 SECRET = "secret"
 
@@ -31,7 +32,7 @@ def call(url: str, secret: str = SECRET, **kwargs: Any) -> DeliveryOutcome:
 
 
 def test_a_server_that_hangs(patience: threading.Event) -> None:
-    with Receiver(lambda _: patience.wait(60)) as server:
+    with Receiver(lambda _: patience.wait(PATIENCE)) as server:
         outcome = call(server.url, attempts=2, timeout=0.2)
     assert not outcome.delivered
     assert (outcome.status, outcome.attempts) == (None, 2)
@@ -43,7 +44,7 @@ def test_a_server_that_hangs(patience: threading.Event) -> None:
 )
 def test_a_server_that_sends_a_byte_now_and_then(patience: threading.Event, start: bytes) -> None:
     # Each byte comes within any time-out for a single read.
-    to_the_end: list[bool] = []
+    to_the_end: list[bool] = []  # after ten seconds
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(start)
@@ -72,17 +73,17 @@ def test_a_very_long_answer() -> None:
             hung_up.set()
 
     with Receiver(pour) as server:
-        assert call(server.url, timeout=60).delivered
-        assert hung_up.wait(10), "the first bytes are enough"
+        assert call(server.url, timeout=PATIENCE).delivered
+        assert hung_up.wait(PATIENCE), "the first bytes are enough"
 
 
 def test_a_status_counts_although_its_body_never_comes(patience: threading.Event) -> None:
     def promise(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
-        patience.wait(60)
+        patience.wait(PATIENCE)
 
     with Receiver(promise) as server:
-        assert call(server.url, timeout=0.3) == DeliveryOutcome(True, 200, 1)
+        assert call(server.url, timeout=2) == DeliveryOutcome(True, 200, 1)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -22,7 +22,7 @@ from handler.sweep import sweep
 from handler.webhook import DeliveryOutcome, deliver, deliver_once, verify
 from tests.integration.receiver import Receiver
 from tests.integration.together import Together
-from tests.integration.work import configured
+from tests.integration.work import PATIENCE, configured
 
 SECRET = "secret"
 
@@ -309,18 +309,18 @@ def test_nothing_waits_for_a_target_that_hangs(store: LocalStorage, patience: th
 
     def hang(handler: BaseHTTPRequestHandler) -> None:
         reached.set()
-        patience.wait(60)
+        patience.wait(PATIENCE)
         handler.send_response(204)
         handler.end_headers()
 
     with Receiver(hang) as server:
         id = ended_job(store, server.url)
         thread = webhook.in_background(store, id, lambda: SECRET, allow_private=True)
-        assert reached.wait(60)
+        assert reached.wait(PATIENCE)
         assert thread.is_alive()
         assert thread.daemon
         assert state(store, id) == "sending"
         assert jobs.get(store, id).state is jobs.State.CANCELLED
         patience.set()
-        thread.join(60)
+        thread.join(PATIENCE)
     assert state(store, id) == "delivered"

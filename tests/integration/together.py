@@ -17,7 +17,7 @@ def _prepare(barrier: Barrier) -> None:
 
 def _run(task: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
     fn, args = task
-    _start.wait(60)
+    _start.wait(300)
     return fn(*args)
 
 
@@ -39,4 +39,4 @@ class Together:
     def __call__(self, fn: Callable[..., Any], *args: Any) -> list[Any]:
         """`fn(number, *args)` in each process, numbers from 0; the answers in order."""
         tasks = [(fn, (number, *args)) for number in range(self.count)]
-        return self._pool.map_async(_run, tasks, chunksize=1).get(120)
+        return self._pool.map_async(_run, tasks, chunksize=1).get(600)

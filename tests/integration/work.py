@@ -18,19 +18,24 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import JsonValue
 
+import core
 from handler import jobs
-from handler.jobs import Job, Request
+from handler.jobs import Job, Request, changes
 from handler.settings import Settings
 from handler.storage import Storage, StorageError, Unavailable
 from handler.workspace import PREFIX
 
-EVENTS = Path(__file__).parents[1] / "events"
+ROOT = Path(__file__).parents[2]
+EVENTS = ROOT / "tests" / "events"
 TTL = timedelta(days=1)
 #: No pause between repetitions of a storage call.
 AT_ONCE = (0.0, 0.0, 0.0)
+#: Seconds after which what a test waits for is given up. Only a test that hangs takes them; a loaded machine is slow.
+PATIENCE = 300.0
 #: Starts a container of Batch, in a process.
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -41,7 +46,7 @@ def containers() -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
         started.append(subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL))
         return started[-1]
 
@@ -49,6 +54,48 @@ def containers() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.wait()
+
+
+def one_tile_only() -> None:
+    """In this process, no work gets beyond its first tile: it is asked whether to go on until the answer is no.
+
+    For tests in which a worker has to be at work at a certain moment, however fast the machine is.
+    """
+    upscale = core.upscale
+
+    def held(*arguments: Any, progress: Callable[[int, int], None], **named: Any) -> core.Result:
+        def after(done: int, total: int) -> None:
+            progress(done, total)
+            while done:
+                time.sleep(0.02)
+                progress(done, total)
+
+        return upscale(*arguments, progress=after, **named)
+
+    setattr(core, "upscale", held)  # noqa: B010 - mypy refuses the other way
+    changes.HEARTBEAT_SECONDS = 0.0  # each question is one of the job's document
+
+
+def tile_without_end() -> None:
+    """In this process, the network computes the first tile of a picture again and again."""
+    from core.engine import onnx
+
+    def endless(load: Callable[[Path, int], onnx.Network]) -> Callable[[Path, int], onnx.Network]:
+        def loaded(file: Path, threads: int) -> onnx.Network:
+            net = load(file, threads)
+
+            def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
+                while True:
+                    made = net(x)
+                    if x.shape[2] <= 8:  # it is only tried out
+                        return made
+
+            return run
+
+        return loaded
+
+    for name in ("_onnxruntime", "_openvino"):
+        setattr(onnx, name, endless(getattr(onnx, name)))
 
 
 def picture(width: int = 24, height: int = 16, *, format: str = "PNG", seed: int = 0) -> bytes:
@@ -158,16 +205,9 @@ class Context:
         return int(self.seconds * 1000)
 
 
-def wait_for(condition: Any, what: str) -> None:
-    """Wait until a function says yes; the limit is only there to end a test that hangs."""
-    for _ in _tries(60):
-        if condition():
-            return
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def _tries(seconds: float) -> Iterator[None]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until a function says yes."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from handler.local import Workers
 from handler.settings import Settings
 from handler.storage import LocalStorage
 from handler.web.app import build
+from tests.integration.work import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -95,7 +97,7 @@ class Visit:
         page.on("request", lambda request: self._look(request.url, address))
         # While somebody listens, no dialogue opens; playwright does not wait until its browser knows of a new listener.
         page.on("filechooser", lambda _: None)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.goto(address)
 
     def _note(self, kind: str, text: str) -> None:
@@ -111,13 +113,24 @@ class Visit:
         return self.page.inner_text(selector).replace("\u00a0", " ")
 
     def until(self, looks: Callable[[], object], what: str = "") -> None:
-        """Look again and again, for half a minute."""
-        for _ in range(600):
-            if looks():
-                return
+        """Look again and again."""
+        end = time.monotonic() + PATIENCE
+        while not looks():
+            if time.monotonic() > end:
+                rows, error = self.page.locator("li").all_inner_texts(), self.text("#error")
+                raise AssertionError(f"waited in vain for {what or looks}: {rows} {error!r} {self.complaints}")
             self.page.wait_for_timeout(50)
-        rows = self.page.locator("li").all_inner_texts()
-        raise AssertionError(f"waited in vain for {what or looks}: {rows} {self.text('#error')!r} {self.complaints}")
+
+    def until_still(self) -> None:
+        """Until nothing of the comparison moves any more: the page scrolls to it, and fingers leave it in motion."""
+        places: list[object] = []
+
+        def still() -> bool:
+            boxes = [self.page.locator(part).bounding_box() for part in ("#view", "#after", "#handle")]
+            places.append((boxes, self.page.evaluate("scrollY")))
+            return len(places) > 4 and all(place == places[-1] for place in places[-4:])
+
+        self.until(still, "the comparison to rest")
 
     def states(self) -> list[str]:
         """Of the pictures in the list, in order."""

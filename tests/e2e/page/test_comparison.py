@@ -18,11 +18,12 @@ def compared(service: str, visit: Open, pictures: Path) -> Callable[..., Visit]:
     """A result of 600 x 260 pixels on show, in a window where it must be made smaller."""
 
     def open(**window: Any) -> Visit:
-        seen = visit(service, **{"viewport": {"width": 500, "height": 900}, **window})
+        usual = {"viewport": {"width": 500, "height": 900}, "reduced_motion": "reduce"}  # no slow scrolling
+        seen = visit(service, **{**usual, **window})
         seen.choose(pictures / "wide.png")
         seen.enlarge()
         seen.wait_for_result()
-        seen.page.wait_for_timeout(600)  # the page scrolls to it
+        seen.until_still()
         return seen
 
     return open
@@ -115,7 +116,7 @@ def touch(seen: Visit, *paths: tuple[tuple[float, float], tuple[float, float]]) 
         send("touchMove", step / 8)
         seen.page.wait_for_timeout(20)
     send("touchEnd", 1)
-    seen.page.wait_for_timeout(200)
+    seen.until_still()
 
 
 def test_fingers(compared: Callable[..., Visit]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from handler import jobs
 from handler.jobs import State
 from handler.storage import LocalStorage, Storage
 from tests.integration.jobs.support import LEASE, Time, Trouble, claimed, queued, written
+from tests.integration.work import wait_for
 
 
 def test_progress_is_written_every_two_seconds(local: LocalStorage, clock: Time) -> None:
@@ -84,11 +84,7 @@ def test_a_store_that_fails_does_not_stop_the_work(local: LocalStorage, clock: T
 
 
 def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("this does not happen")
+    wait_for(condition, "the lease")
 
 
 def threads() -> Iterator[threading.Thread]:

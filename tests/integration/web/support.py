@@ -22,6 +22,7 @@ from handler.settings import Settings
 from handler.storage import Storage
 from handler.web import problems
 from handler.web.app import build
+from tests.integration.work import PATIENCE
 from tests.unit.pictures import corners, saved
 
 PNG = saved(corners(), "PNG")  # 20 x 12
@@ -50,7 +51,7 @@ def serving(app: FastAPI, as_it_is: uvicorn.Config | None = None, **config: Any)
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
                 yield client
         finally:
             server.should_exit = True
@@ -81,12 +82,13 @@ def check_problem(response: httpx.Response, status: int, code: str) -> str:
 
 
 def finished(client: httpx.Client, id: str) -> dict[str, Any]:
-    for _ in range(600):
+    end = time.monotonic() + PATIENCE
+    while True:
         job: dict[str, Any] = client.get(f"/jobs/{id}").json()
         if jobs.State(job["state"]).final:
             return job
-        time.sleep(0.1)
-    raise AssertionError(f"not finished: {job}")
+        assert time.monotonic() < end, f"not finished: {job}"
+        time.sleep(0.05)
 
 
 class Slow:

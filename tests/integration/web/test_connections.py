@@ -16,6 +16,7 @@ import pytest
 from handler.web import connections
 from handler.web.app import build
 from tests.integration.web.support import PNG, local, served, serving
+from tests.integration.work import PATIENCE
 
 HALF = b"POST /upscale HTTP/1.1\r\nHost: a\r\nX-Half: "
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n\r\n"
@@ -29,7 +30,7 @@ def slow_clients(client: httpx.Client, count: int, what: bytes) -> Iterator[list
     with contextlib.ExitStack() as stack:
         found = []
         for _ in range(count):
-            one = stack.enter_context(socket.create_connection((host, port), timeout=30))
+            one = stack.enter_context(socket.create_connection((host, port), timeout=PATIENCE))
             one.sendall(what)
             found.append(one)
         yield found
@@ -49,11 +50,11 @@ def test_slow_requests_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(connections, "PACE_SECONDS", 0.5)
     with served(local(tmp_path), **guarded()) as client, slow_clients(client, 3, what) as slow:
-        start = time.monotonic()
         for one in slow:
             said = ends(one)
             assert said.startswith(b"HTTP/1.1 408 ") if what else said == b""
-        assert time.monotonic() - start < 10
+        monkeypatch.setattr(connections, "HEAD_SECONDS", PATIENCE)
+        monkeypatch.setattr(connections, "PACE_SECONDS", PATIENCE)
         assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
 
 
@@ -61,11 +62,11 @@ def test_slow_requests_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_hundreds_of_slow_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: bytes) -> None:
     """More than there are places: those who ask something get an answer at once."""
     monkeypatch.setattr(connections, "limit", lambda: 40)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", PATIENCE)
+    monkeypatch.setattr(connections, "PACE_SECONDS", PATIENCE)
     with served(local(tmp_path), **guarded()) as client, slow_clients(client, 300, what):
-        for _ in range(5):
-            start = time.monotonic()
-            assert httpx.get(client.base_url.join("/health"), timeout=30, trust_env=False).status_code == 200
-            assert time.monotonic() - start < 5
+        for _ in range(5):  # before the first of the others is ended
+            assert httpx.get(client.base_url.join("/health"), timeout=PATIENCE, trust_env=False).status_code == 200
         assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
 
 
@@ -87,12 +88,12 @@ def test_many_that_come_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.M
             super().connection_lost(exc)
 
     with served(local(tmp_path), http=Counted, backlog=64) as client, slow_clients(client, 60, HALF):
-        assert httpx.get(client.base_url.join("/health"), timeout=30, trust_env=False).status_code == 200
+        assert httpx.get(client.base_url.join("/health"), timeout=PATIENCE, trust_env=False).status_code == 200
     assert 8 <= most <= 9
 
 
 def test_a_body_that_comes_in_pieces_is_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "PACE_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "PACE_SECONDS", 2.0)
     monkeypatch.setattr(connections, "PACE_BYTES", 1)
     boundary, tail = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n', b"\r\n--x--\r\n"
     pieces = [boundary, *(PNG[at : at + 40] for at in range(0, len(PNG), 40)), tail]
@@ -100,7 +101,7 @@ def test_a_body_that_comes_in_pieces_is_let_in(tmp_path: Path, monkeypatch: pyte
     def body() -> Iterator[bytes]:
         for piece in pieces[:8]:
             yield piece
-            time.sleep(0.2)
+            time.sleep(0.3)  # a machine that is busy may make more of it, and all together are longer than the pace
         yield b"".join(pieces[8:])
 
     with served(local(tmp_path), **guarded()) as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import time
 from pathlib import Path
 
 import httpx
@@ -27,6 +26,7 @@ from tests.integration.web.support import (
     served,
     serving,
 )
+from tests.integration.work import wait_for
 
 
 def part(disposition: str, data: bytes = PNG, end: bytes = b"\r\n--x--\r\n") -> bytes:
@@ -209,11 +209,7 @@ def test_listeners_leave_room_for_others(tmp_path: Path) -> None:
         assert [listen().status_code for _ in range(4)] == [200, 200, 503, 503], "a quarter is for one client"
         assert int(client.get(f"/jobs/{id}/events").headers["retry-after"]) > 0
         stack.close()
-        for _ in range(100):
-            if not app.state.service.listeners:
-                break
-            time.sleep(0.05)
-        assert not app.state.service.listeners, "who hangs up gives the place back"
+        wait_for(lambda: not app.state.service.listeners, "the places of those who hung up")
 
 
 def test_a_picture_of_any_name_of_its_format(client: httpx.Client) -> None:

@@ -6,7 +6,7 @@ import errno
 import logging
 import re
 import shutil
-import time
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from handler import api
 from handler.storage import LocalStorage, Unavailable
 from handler.turns import LEAST_SECONDS
 from tests.integration.web.support import PNG, ROOT, UUID, WANTED, Slow, check_problem, local, send, served
+from tests.integration.work import PATIENCE, wait_for
 
 
 def test_estimate(client: httpx.Client) -> None:
@@ -203,8 +204,8 @@ def test_work_is_bounded_and_the_queue_is_short(tmp_path: Path, slow: Slow) -> N
     settings = local(tmp_path, max_concurrency=2, queue_seconds=room * LEAST_SECONDS)
     with served(settings) as client, ThreadPoolExecutor(room + 5) as pool:
         calls = [pool.submit(client.post, "/upscale", files={"file": ("a.png", PNG)}) for _ in range(room + 5)]
-        while sum(call.done() for call in calls) < 5:
-            time.sleep(0.01)
+        wait_for(lambda: sum(call.done() for call in calls) == 5, "the refusals")
+        wait_for(lambda: slow.running == 3, "those at work")
         slow.go.set()
         answers = [call.result() for call in calls]
     assert sorted(answer.status_code for answer in answers) == [200] * room + [503] * 5
@@ -217,9 +218,11 @@ def test_work_is_bounded_and_the_queue_is_short(tmp_path: Path, slow: Slow) -> N
 
 def test_work_stops_when_the_client_is_gone(tmp_path: Path, slow: Slow) -> None:
     with served(local(tmp_path)) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/upscale", files={"file": ("a.png", PNG)}, timeout=0.5)
-        assert slow.cancelled.wait(30)
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as raw:
+            head = b"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+            raw.sendall(head % len(PNG) + PNG)
+            wait_for(lambda: slow.running, "the work")
+        assert slow.cancelled.wait(PATIENCE)
         slow.go.set()  # and the place is free again
         assert client.post("/upscale", files={"file": ("a.png", PNG)}).status_code == 200
 
@@ -227,8 +230,7 @@ def test_work_stops_when_the_client_is_gone(tmp_path: Path, slow: Slow) -> None:
 def test_the_event_loop_stays_free_during_work(tmp_path: Path, slow: Slow) -> None:
     with served(local(tmp_path)) as client, ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.post, "/upscale", files={"file": ("a.png", PNG)})
-        while not slow.running:
-            time.sleep(0.01)
+        wait_for(lambda: slow.running, "the work")
         assert client.get("/health").status_code == 200
         assert not call.done()
         slow.go.set()

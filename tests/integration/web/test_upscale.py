@@ -16,6 +16,7 @@ from handler.settings import Settings
 from handler.storage import open_storage
 from handler.web import guard
 from tests.integration.web.support import FORM, PNG, check_problem, finished, local, picture, served
+from tests.integration.work import PATIENCE
 from tests.servers import make_bucket
 from tests.unit.pictures import huge_png
 
@@ -128,7 +129,7 @@ def test_a_body_that_is_too_long_is_refused_while_it_is_read(tmp_path: Path) -> 
     """Neither length declared nor body ended: the answer comes at the byte that is too many."""
     limit = 300_000
     with served(local(tmp_path, max_upload_bytes=limit)) as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as raw:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=PATIENCE) as raw:
             raw.sendall(
                 b"POST /upscale HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -143,7 +144,7 @@ def test_a_body_that_is_too_long_is_refused_while_it_is_read(tmp_path: Path) -> 
                 answer += part
         assert answer.startswith(b"HTTP/1.1 413")
         assert b'"code":"too_large"' in answer
-        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as raw:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=PATIENCE) as raw:
             raw.sendall(b"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
             assert raw.recv(65536).startswith(b"HTTP/1.1 413")
         # Between the limit of the picture and that of the whole form, the picture decides.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import select
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from handler.local import Workers
 from handler.storage import LocalStorage
 from tests.integration.receiver import Receiver
 from tests.integration.web.support import PNG, ROOT, finished, local, picture, served
-from tests.integration.work import wait_for
-from tests.servers import free_ports
+from tests.integration.work import PATIENCE, wait_for
+from tests.servers import free_ports, listens
 
 SECRETS = ["a word", "whsec_" + base64.b64encode(b"thirty-two bytes of a key, or so").decode()]
 IMAGE = base64.b64encode(PNG).decode()
@@ -46,11 +45,6 @@ def client(secret: str, tmp_path: Path) -> Iterator[httpx.Client]:
             workers.stop(30)
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def test_the_example_receives_what_a_job_sends(client: httpx.Client, secret: str, tmp_path: Path) -> None:
     [port] = free_ports(1)
     command = [sys.executable, "examples/receive.py", str(port)]
@@ -61,7 +55,7 @@ def test_the_example_receives_what_a_job_sends(client: httpx.Client, secret: str
             url = f"http://127.0.0.1:{port}/"
             job = client.post("/jobs", json={"image": IMAGE, "webhook": url}).json()
             assert receiver.stdout
-            assert select.select([receiver.stdout], [], [], 60)[0], "nothing came"
+            assert select.select([receiver.stdout], [], [], PATIENCE)[0], "nothing came"
             id, type, link = receiver.stdout.readline().split()
             assert (id, type) == (f"msg_{job['id']}", "job.succeeded")
             assert picture(httpx.get(link, trust_env=False)).size == (40, 24)
