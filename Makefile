@@ -11,6 +11,8 @@ SETS ?= ../shared/bench
 DATA ?= ../shared/train
 HOURS ?= 0.1
 MODEL ?= compact-x2
+# On all processors, but each process of the tests takes up to a gigabyte; tests/conftest.py says who does what.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 STACK ?= upscaler
 
 .PHONY: help upscale serve test check lint types fast unit infra requirements image server-image invoke preflight batch-image redrive image-lifecycle bench quality train fuzz clean
@@ -48,16 +50,17 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow" tests/unit
+	$(PYTEST) -q -m "not slow" tests/unit
 
-# Lint and types beside the tests: two processors, one of them would be idle.
-check: $(VENV)/.dev ## the fast loop: lint, types and the unit tests without servers
-	@$(MAKE) --no-print-directory -j2 -O lint types fast
+check: lint ## the fast loop: lint, types and the unit tests without servers
+	@$(MAKE) --no-print-directory -j2 types fast
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-test: lint types unit ## lint, types and all tests that this machine can run
+# Types beside the tests, which wait for their servers now and then.
+test: lint ## lint, types and all tests that this machine can run
+	@$(MAKE) --no-print-directory -j2 types unit
 
 # The deployment tools have dependencies of their own that do not go with ours.
 $(VENV)-infra/.done:

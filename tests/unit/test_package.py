@@ -67,10 +67,11 @@ def test_sdist_and_wheel_hold_what_runs(built: Path) -> None:
 def test_the_installed_command_upscales_from_another_folder(built: Path, tmp_path: Path) -> None:
     """An empty environment, and the plain dependencies of the wheel in it."""
     place = tmp_path / "environment"
-    venv.create(place, with_pip=True)
+    venv.create(place)
     wheel = next(built.glob("*.whl"))
     python = place / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
+    run(*pip, "install", "--no-compile", wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     Image.linear_gradient("L").convert("RGB").resize((40, 30)).save(elsewhere / "photo.png")

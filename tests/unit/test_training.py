@@ -132,6 +132,7 @@ def test_steps_are_orthogonal() -> None:
         assert values.max() < 1.3
 
 
+@pytest.mark.slow
 def test_training_resumes_and_keeps_the_best(decoded: Pixels, tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = Bicubic(2, CPU)
