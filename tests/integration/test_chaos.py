@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -32,6 +31,7 @@ from handler.jobs import Backend, Job, State, WebhookState
 from handler.settings import Settings
 from handler.storage import LocalStorage, S3Storage, Unavailable
 from handler.storage import local as store_module
+from tests.integration.together import quick_processes
 from tests.integration.work import (
     AT_ONCE,
     PATIENCE,
@@ -56,15 +56,7 @@ SLOW = {"tile_size": 48}
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    """Makes processes that have torch already, so that each starts in no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.engine.run", "handler.s3_event", __name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # a fork would copy a pool of threads without its threads
-        first = context.Process(target=int)
-        first.start()
-        first.join()
-    return context
+    return quick_processes()
 
 
 def uploads_of(keys: list[str]) -> dict[str, Any]:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from functools import lru_cache
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from typing import Any, Self
 
+import pytest
+
 _start: Barrier
+
+
+@lru_cache(maxsize=1)
+def quick_processes() -> ForkServerContext:
+    """Makes processes that have torch and our code already, so that each starts in no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["core.engine.run", "handler.s3_event", "tests.integration.test_chaos"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a fork would copy a pool of threads without its threads
+        first = context.Process(target=int)
+        first.start()
+        first.join()
+    return context
 
 
 def _prepare(barrier: Barrier) -> None:
@@ -25,7 +42,7 @@ class Together:
     """A pool of processes in which every one gets one call, and none begins before all are there."""
 
     def __init__(self, count: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks and open connections
+        context = quick_processes()
         self.count = count
         self._pool = context.Pool(count, _prepare, (context.Barrier(count),))
 
