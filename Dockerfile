@@ -58,7 +58,7 @@ RUN cd /application && chmod -R u=rwX,go=rX . \
 FROM weights AS checked
 ARG TRANSFORMERS_VERSION=5.23.0
 # The others are torch's own requirements that only transformers makes it import.
-RUN if [ -n "$(ls /weights)" ]; then python3 -m pip install --no-cache-dir --target /reference \
+RUN if [ -n "$(ls /weights)" ]; then python3 -m pip install --no-cache-dir --no-compile --target /reference \
         "transformers==${TRANSFORMERS_VERSION}" sympy networkx jinja2; fi
 COPY --from=torch /torch /packages
 COPY --from=application /application /application

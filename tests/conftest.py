@@ -39,12 +39,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     """A file stays together, for the sake of what its tests share. See `_unit`."""
     from xdist.scheduler import LoadFileScheduling
 
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _unit(nodeid)
-
     config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
-    return Scheduling(config, log)
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = _unit
+    return scheduling
 
 
 def _unit(nodeid: str) -> str:

@@ -70,7 +70,7 @@ def test_the_installed_command_upscales_from_another_folder(built: Path, tmp_pat
     venv.create(place)
     wheel = next(built.glob("*.whl"))
     python = place / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check"]
     run(*pip, "install", "--no-compile", wheel, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
