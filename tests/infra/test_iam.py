@@ -125,7 +125,7 @@ class Account:
             try:
                 yield
             finally:
-                webhook.wait(10)
+                webhook.wait(300)
                 self.storage = everybody
                 for cached in (batch.batch_client, upload_queue.sqs_client):
                     cached.cache_clear()
@@ -186,7 +186,7 @@ def _entry_points(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def signed(account: Account, job: Job) -> None:
     """The webhook came, with a signature by the secret's key."""
-    webhook.wait(10)
+    webhook.wait(300)
     [(headers, body)] = [
         (headers, body) for _, _, headers, body in account.receiver.requests if headers["X-Upscale-Job"] == job.id
     ]

@@ -164,7 +164,7 @@ def begun_job(client: httpx.Client) -> str:
     return id
 
 
-QUICK = {"LEASE_SECONDS": "1", "TILE_SIZE": "48", "WARM_MODEL": "none"}
+QUICK = {"LEASE_SECONDS": "2", "TILE_SIZE": "48", "WARM_MODEL": "none"}
 
 
 def test_what_a_crash_leaves_is_taken_up_again(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_terminal_that_cannot_show_a_name(here: Path) -> None:
     make(here, "写.png")
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "core", str(here / "写.png"), "--model", "lanczos"]
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=120)
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=300)
     assert run.returncode == EXIT_OK, run.stderr
     assert b"\\u5199-x2.png" in run.stdout
 
@@ -233,7 +233,7 @@ def test_sigterm_leaves_nothing_half_written_and_the_next_run_goes_on(here: Path
     while not any(part.glob(".*.part")):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert b"Traceback" not in said
     assert tree(part) == []

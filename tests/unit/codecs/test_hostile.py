@@ -56,12 +56,14 @@ def test_seeds_are_good(name: str) -> None:
     assert survives(SEEDS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 def test_truncations(name: str) -> None:
     for part in hostile.truncated(SEEDS[name]):
         survives(part, whole=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 def test_changed_bits(name: str) -> None:
     dice = random.Random(name)
@@ -69,6 +71,7 @@ def test_changed_bits(name: str) -> None:
         survives(hostile.flipped(SEEDS[name], dice))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 def test_rearranged_parts(name: str) -> None:
     dice = random.Random(name)

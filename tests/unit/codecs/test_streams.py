@@ -218,7 +218,7 @@ def test_small_bands_are_made_further_ahead(rows: int, in_advance: int) -> None:
 
     with closing(ahead(items())) as bands:
         next(bands)
-        assert enough.wait(10)
+        assert enough.wait(300)
         if in_advance == 1:
             time.sleep(0.05)
             assert len(made) == 2

@@ -30,6 +30,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc")
 def test_pictures_of_many_sizes_leave_nothing_behind() -> None:
     """Freed memory in holes that fit no later picture came to 20 MB for each new size."""

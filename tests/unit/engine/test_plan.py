@@ -72,4 +72,4 @@ def test_the_second_pass_works_on_as_many_pixels_as_the_first_made() -> None:
 
 def test_no_torch_for_a_plan() -> None:
     code = "import sys, core.engine.plan, core.engine.rates; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -131,6 +131,7 @@ def test_equals_transformers(change: dict[str, Any], size: tuple[int, int, int],
     assert psnr(result, theirs) >= 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("logits", [1.0, 3.0])
 def test_equals_transformers_in_many_chunks(logits: float, runtime: str) -> None:
@@ -141,6 +142,7 @@ def test_equals_transformers_in_many_chunks(logits: float, runtime: str) -> None
         assert psnr(ours(raw, state, runtime)(x), reference(raw, state, x)) >= 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.skipif(not CHECKPOINT.exists(), reason=f"no checkpoint at {CHECKPOINT}")
 @pytest.mark.skipif(not PHOTO.exists(), reason=f"no photo at {PHOTO}")
