@@ -113,6 +113,7 @@ def dripping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_download_over_the_limit_is_stopped(dripping: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not only the waiting for it: issue 16."""
     monkeypatch.setattr(downloads, "SECONDS", 6.0)

@@ -83,7 +83,7 @@ def test_a_jpeg_inside_of_a_tiff() -> None:
         assert np.array_equal(np.concatenate(list(scan.bands)), tifffile.imread(io.BytesIO(data)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     st.integers(1, 300), st.integers(1, 90), st.sampled_from(["L", "RGB"]), st.sampled_from([0, 1, 2]), st.booleans()
 )
