@@ -52,7 +52,7 @@ types: $(VENV)/.dev
 fast: $(VENV)/.dev
 	$(PYTEST) -q -m "not slow" tests/unit
 
-check: lint ## the fast loop: lint, types and the unit tests without servers
+check: lint ## the fast loop: lint, types and the unit tests that are quick
 	@$(MAKE) --no-print-directory -j2 types fast
 
 unit: $(VENV)/.dev

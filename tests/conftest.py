@@ -31,7 +31,7 @@ def _own_processors() -> None:
 hypothesis.settings.register_profile("any machine", hypothesis.settings(deadline=None))
 hypothesis.settings.load_profile("any machine")
 _own_processors()  # before anything is imported that starts threads
-pytest_plugins = ["tests.servers"]  # one server of each kind for the whole run
+pytest_plugins = ["tests.servers"]  # one server of each kind, for all tests of a process
 
 
 @pytest.hookimpl(optionalhook=True)

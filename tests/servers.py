@@ -1,4 +1,4 @@
-"""Real servers, once for the whole run: an S3 that checks signatures (SeaweedFS) and one that reports events (moto).
+"""Real servers, once for each process: an S3 that checks signatures (SeaweedFS) and one that reports events (moto).
 
 Both listen on free ports of 127.0.0.1. A test that needs one is skipped, with the reason, where it is not installed.
 """
