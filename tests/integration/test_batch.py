@@ -116,9 +116,9 @@ def test_a_repetition_that_is_stopped_while_it_waits_is_repeated(store: LocalSto
 
 def test_a_second_container_leaves_the_first_alone(store: LocalStorage, settings: Settings) -> None:
     job = for_batch(store, picture())
-    claimed = jobs.claim(store, job.id, "first", 3, backend=Backend.BATCH)
+    claimed = jobs.claim(store, job.id, "first", 9, backend=Backend.BATCH)
     assert claimed
-    with jobs.keep_lease(store, claimed, 3):
+    with jobs.keep_lease(store, claimed, 9):
         assert run(store, settings, job) == batch_job.ENDED
         assert jobs.get(store, job.id).attempt == 1
 

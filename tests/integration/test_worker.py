@@ -305,9 +305,9 @@ def test_when_not_even_the_failure_can_be_written_another_worker_takes_over(
 
 def test_a_job_held_by_a_live_worker_does_not_become_free(store: LocalStorage) -> None:
     job = queued(store, picture())
-    claimed = jobs.claim(store, job.id, "alive", 3)
+    claimed = jobs.claim(store, job.id, "alive", 9)
     assert claimed
-    with jobs.keep_lease(store, claimed, 3) as held:
+    with jobs.keep_lease(store, claimed, 9) as held:
         assert not worker.wait_until_claimable(store, job.id)
         with pytest.raises(TimeoutError):
             worker.wait_until_claimable(store, job.id, stop=lambda: True)
@@ -348,7 +348,7 @@ def test_the_lease_is_renewed_while_a_tile_takes_long(
         return upscale(*arguments, **named)
 
     monkeypatch.setattr(core, "upscale", slow)
-    done = ended(store, configured(tmp_path, lease_seconds=3), job)
+    done = ended(store, configured(tmp_path, lease_seconds=9), job)
     assert (done.state, done.attempt) == (State.SUCCEEDED, 1)
     assert rivals
     assert not any(rivals)
