@@ -142,7 +142,8 @@ def test_a_worker_that_is_stopped_hands_its_bands_over(stops_at: int, settings: 
     back = run(store, settings, job, stop=lambda: len(store.kept) >= stops_at)
     assert back is not None
     assert (back.state, back.lost) == (State.QUEUED, 0)
-    assert len(store.kept) == stops_at
+    # Bands are made and resized beside each other: up to two were on their way when it was looked.
+    assert stops_at <= len(store.kept) <= min(stops_at + 2, BANDS)
     done = run(store, settings, job)
     assert done is not None
     assert result(store.storage, done) == expected
@@ -154,7 +155,7 @@ def test_damaged_bands_and_those_of_others_are_not_used(settings: Settings, expe
     store = Dying(MemoryStorage())
     job = tall(store.storage)
     run(store, settings, job, stop=lambda: len(store.kept) >= 3)
-    first, second, third = sorted(store.kept)
+    first, second, third, *_ = sorted(store.kept)
     store.storage.put(second, store.storage.get(second)[0][:-1], "")
     store.storage.put(third, store.storage.get(first)[0], "")
     other = first.replace(first.split("/")[2], "0" * 32)

@@ -140,7 +140,8 @@ def test_an_estimate_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_a_progress_bar_on_a_terminal_only(tmp_path: Path) -> None:
     source = tmp_path / "photo.png"
-    source.write_bytes(saved(np.tile(corners(100, 100), (2, 2, 1)), "PNG"))
+    # More than the half second after which there is a bar, on a fast machine, too.
+    source.write_bytes(saved(np.tile(corners(100, 100), (6, 6, 1)), "PNG"))
     command = [sys.executable, "-m", "core", str(source), "--tile", "40"]
     plain = subprocess.run(command, capture_output=True, timeout=300, check=True)
     assert plain.stderr == b""
