@@ -67,17 +67,19 @@ def test_a_card_rounds_as_the_processor_does(
         model = replace(model, net=TorchNetwork(net, "cpu"), notes=[])
     monkeypatch.setattr(batches, "batch_size", lambda *_: 4)
     monkeypatch.setattr(run, "_side_by_side", partial(run._in_batches, rounded=True))
-    seen = []
-    monkeypatch.setattr(batches, "_compute", lambda *given: seen.append(given[-1]) or computed(*given))
+    seen, compute = list[bool](), batches._compute
+
+    def watched(forward: batches.Forward, x: Tensor, top: float, rounded: bool) -> tuple[Tensor, Tensor]:
+        seen.append(rounded)
+        return compute(forward, x, top, rounded)
+
+    monkeypatch.setattr(batches, "_compute", watched)
     strips = run.upscale_bands(replace(model, at_once=2), bands_of(pixels), plan, rounded=True)
     made = np.concatenate([strip for _, strip in strips])
     assert made.dtype == dtype
     assert np.array_equal(made, expected)
     assert seen
     assert all(seen)
-
-
-computed = batches._compute
 
 
 class Failing(nn.Module):

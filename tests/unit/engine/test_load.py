@@ -20,6 +20,7 @@ from torch import nn
 import core
 from core import models
 from core.engine import load
+from core.engine.onnx import Network
 from core.engine.pytorch import TorchNetwork
 from core.networks import swin2sr_openvino
 from core.pixels.resize import Rows
@@ -48,7 +49,7 @@ def test_a_card_that_is_full_leaves_the_work_to_the_cpu_until_it_has_room(monkey
     """No card is here: what loads on one is a stand-in, and so is what it raises."""
     opened, full = load.open_network, [True]
 
-    def on_a_card(spec: models.ModelSpec, device: str, dtype: str) -> load.Network:
+    def on_a_card(spec: models.ModelSpec, device: str, dtype: str) -> Network:
         if device == "cuda" and full[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return opened(spec, CPU, dtype)
