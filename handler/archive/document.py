@@ -96,6 +96,11 @@ class Plan(BaseModel):
     created: datetime
     rounds: list[Round]
 
+    @property
+    def parts(self) -> int:
+        """How many there are, of all rounds."""
+        return sum(round.parts for round in self.rounds)
+
     def part_keys(self, round: Round) -> Iterator[str]:
         """The keys of the parts of a round.
 

@@ -42,16 +42,14 @@ class Outlook:
         rate: seconds that a megapixel takes.
         megapixels: of all pictures.
         forecast: time and money.
+        seconds: that one picture takes.
     """
 
     seen: estimation.Sample
     rate: float
     megapixels: float
     forecast: estimation.Forecast
-
-    def seconds(self, picture: Picture) -> float:
-        """What one picture takes."""
-        return self.seen.megapixels(picture) * self.rate + estimation.PICTURE_SECONDS
+    seconds: Callable[[Picture], float]
 
 
 def outlook(
@@ -82,13 +80,16 @@ def outlook(
     """
     seen = estimation.sample(storage, settings, spool.sample(estimation.SAMPLE), chosen)
     rate = rate or (seen.seconds_here if here else estimation.CONTAINER_RATE)
+
+    def seconds(picture: Picture) -> float:
+        return seen.megapixels(picture) * rate + estimation.PICTURE_SECONDS
+
     megapixels = sum(seen.megapixels(picture) for picture in spool.pictures())
-    found = Outlook(seen, rate, megapixels, estimation.forecast(0, 0, 0.0, rate=rate, at_once=1))
-    parts = sum(1 for _ in planning.group(spool.pictures(), found.seconds))
+    parts = sum(1 for _ in planning.group(spool.pictures(), seconds))
     forecast = estimation.forecast(
         spool.totals()[0], parts, megapixels, rate=rate, at_once=at_once, hour=0 if here else hour
     )
-    return Outlook(seen, rate, megapixels, forecast)
+    return Outlook(seen, rate, megapixels, forecast, seconds)
 
 
 def advance_all(
@@ -183,7 +184,7 @@ def _plan(storage: Storage, settings: Settings, now: Order, stop: Callable[[], b
         counts = {"pictures": forecast.pictures, "parts": forecast.parts, "estimate": estimate, "tries": 0}
         if written is not None:
             counts["pictures"] = sum(round.pictures + round.refused for round in written.rounds)
-            counts["parts"] = sum(round.parts for round in written.rounds)
+            counts["parts"] = written.parts
         if now.state is OrderState.PLANNING:
             counts["state"] = OrderState.RUNNING if written is not None else OrderState.PLANNED
             if written is None and not now.estimate_only:  # asked to go on meanwhile

@@ -64,7 +64,7 @@ def submit_all(
         storage.Unavailable: the store fails.
         botocore.exceptions.ClientError: Batch refuses.
     """
-    total, closed = _count(plan), _closed(storage, plan)
+    total, closed = plan.parts, _closed(storage, plan)
     waiting = _others(plan, closed)
     done, flying = len(closed), set[str]()
 
@@ -117,7 +117,7 @@ def submit_some(
             running += 1
         else:
             done += 1
-    return Standing(done, _count(plan), running)
+    return Standing(done, plan.parts, running)
 
 
 def open_parts(storage: Storage, plan: Plan) -> Iterator[str]:
@@ -136,10 +136,6 @@ def last_job(storage: Storage, key: str) -> Job | None:
         for tries in range(TRIES):
             found = jobs.get(storage, document.job_id(key, tries))
     return found
-
-
-def _count(plan: Plan) -> int:
-    return sum(round.parts for round in plan.rounds)
 
 
 def _others(plan: Plan, closed: set[tuple[str, str]]) -> Iterator[str]:

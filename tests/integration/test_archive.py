@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import random
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from handler.archive.document import MADE_FROM
 from handler.jobs import Backend, State
 from handler.settings import Settings
 from handler.storage import Changed, Exists, LocalStorage, NotFound, S3Storage, Storage
-from tests.integration.work import AT_ONCE, configured, picture
+from tests.integration.work import AT_ONCE, configured, picture, upscaling_by_copying
 
 
 class Counted:
@@ -61,20 +60,7 @@ class Counted:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Upscaling by copying."""
-    made: list[Path] = []
-
-    def copy(source: Path, options: core.Options, *, output: Path, **_: Any) -> core.Result:
-        header = core.probe(source)
-        shutil.copyfile(source, output)
-        made.append(source)
-        return core.Result(
-            data=None, format=header.result_format, media_type="image/png", width=1, height=1, model="copy",
-            degraded=False, reason="", device="cpu", dtype="none", tiles=1, seconds=0.5, load_seconds=0.0, notes=(),
-            frames=1,
-        )  # fmt: skip
-
-    monkeypatch.setattr(core, "upscale", copy)
-    return made
+    return upscaling_by_copying(monkeypatch)
 
 
 def archive(store: Any, settings: Settings, *arguments: str, stop: Callable[[], bool] = lambda: False) -> int:

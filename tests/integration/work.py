@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import JsonValue
@@ -54,6 +56,24 @@ def containers() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.wait()
+
+
+def upscaling_by_copying(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """In place of the network: results are copies of the pictures, which are noted in the list."""
+    made: list[Path] = []
+
+    def copy(source: Path, options: core.Options, *, output: Path, **_: Any) -> core.Result:
+        header = core.probe(source)
+        shutil.copyfile(source, output)
+        made.append(source)
+        return core.Result(
+            data=None, format=header.result_format, media_type="image/png", width=1, height=1, model="copy",
+            degraded=False, reason="", device="cpu", dtype="none", tiles=1, seconds=0.5, load_seconds=0.0, notes=(),
+            frames=1,
+        )  # fmt: skip
+
+    monkeypatch.setattr(core, "upscale", copy)
+    return made
 
 
 def one_tile_only() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import threading
 import time
 import uuid
@@ -18,7 +17,6 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from starlette.testclient import TestClient
 
-import core
 from bench.archive import Killed, MemoryStorage
 from handler import batch as aws_batch
 from handler import batch_event, batch_job, jobs, local, upload_queue
@@ -30,7 +28,7 @@ from handler.storage import LocalStorage, Storage
 from handler.web.app import build
 from tests.integration.web.support import check_problem, served
 from tests.integration.web.support import local as configured
-from tests.integration.work import Context, event, picture
+from tests.integration.work import Context, event, picture, upscaling_by_copying
 
 OPEN = {"archive_sources": "scans, more/of", "archive_targets": "upscaled"}
 ASKED = {"source": "scans", "target": "upscaled/2026"}
@@ -40,21 +38,8 @@ ONE, OTHER = {"X-API-Key": "one"}, {"X-API-Key": "other"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Upscaling by copying; steps without pauses."""
-    made: list[Path] = []
-
-    def copy(source: Path, options: core.Options, *, output: Path, **_: Any) -> core.Result:
-        header = core.probe(source)
-        shutil.copyfile(source, output)
-        made.append(source)
-        return core.Result(
-            data=None, format=header.result_format, media_type="image/png", width=1, height=1, model="copy",
-            degraded=False, reason="", device="cpu", dtype="none", tiles=1, seconds=0.5, load_seconds=0.0, notes=(),
-            frames=1,
-        )  # fmt: skip
-
-    monkeypatch.setattr(core, "upscale", copy)
     monkeypatch.setattr(local, "STEP_SECONDS", 0.02)
-    return made
+    return upscaling_by_copying(monkeypatch)
 
 
 def refused(response: Any, status: int, code: str) -> str:
