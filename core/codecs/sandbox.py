@@ -1,11 +1,11 @@
 """Decoding in a separate process, for pictures of strangers: a crash, a hang or a memory blow-up ends only that.
 
-One small process is started when the first picture comes. It imports the decoders once and then forks for each
-picture, so that a picture costs milliseconds and never meets what an earlier one left behind. A fork gets the file as
-an open descriptor and limits on CPU time, memory and time; it cannot write files and sees none of the environment's
-secrets. What it sends back is read as numbers and bytes of checked sizes, never unpickled. This holds accidents; it is
-no jail for code that an attacker got to run, which has the rights of this user: for that, give the whole service a
-separate user or container.
+One small process is started when the first picture comes. It imports the decoders once and then forks for each picture,
+one fork ahead, so that a picture costs milliseconds and never meets what an earlier one left behind. A fork gets the
+file as an open descriptor and limits on CPU time, memory and time; it cannot write files and sees none of the
+environment's secrets. What it sends back is read as numbers and bytes of checked sizes, never unpickled. This holds
+accidents; it is no jail for code that an attacker got to run, which has the rights of this user: for that, give the
+whole service a separate user or container.
 
 In AWS Lambda the invocation itself is such a place (one request at a time, its own memory and time limit), and there
 is no need for this.
@@ -14,6 +14,7 @@ is no need for this.
 from __future__ import annotations
 
 import atexit
+import gc
 import io
 import itertools
 import json
@@ -42,12 +43,13 @@ from core.codecs.decode import open_source
 from core.errors import InputError, TooLarge, UnreadableImage, describe
 from core.limits import Limits
 from core.metadata.carried import MAX_BLOCK, MAX_TEXT, Metadata
-from core.picture import Picture, Pixels, Probe, SampleRange, Scan, scan_of
+from core.picture import Picture, Pixels, Probe, SampleRange, Scan, held, scan_of
 from core.pixels.bands import Bands, Samples
 
 _BLOCKS = ("icc", "exif", "xmp", "iptc", "tiff")
 _MAX_HEADER = 8 * MAX_TEXT
 _PIECE = 1 << 20  # bytes
+_HELD_PIXELS = 1 << 18  # a page of so many comes with its header: another process for its bands would cost more
 _lock = threading.Lock()
 _server: tuple[int, subprocess.Popen[bytes], socket.socket] | None = None
 
@@ -336,7 +338,7 @@ def deserialize(header: dict[str, Any], blobs: Iterator[bytearray]) -> Picture |
 
 
 def _serve(descriptor: int) -> None:
-    """Fork for each pair of descriptors that arrives, until the other end is closed."""
+    """Fork for each pair of descriptors that comes, until the other end is closed."""
     import pyvips  # noqa: F401 - starts no threads, which would not survive a fork
     import tifffile  # noqa: F401
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, ImageCms, PngImagePlugin, WebPImagePlugin  # noqa: F401
@@ -350,19 +352,32 @@ def _serve(descriptor: int) -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped by the system
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page that it marks
     with socket.socket(fileno=descriptor) as server:
-        while True:
+        while _next_one(server):
+            pass
+
+
+def _next_one(server: socket.socket) -> bool:
+    """Fork, before it is wanted, a process for the next picture; returns once that has come: False at the end."""
+    taken, tell = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.close(taken)
             _, descriptors, _, _ = socket.recv_fds(server, 1, 2)
-            if len(descriptors) != 2:
-                return
-            if os.fork() == 0:
-                server.close()
-                try:
-                    _work(*descriptors)
-                finally:
-                    os._exit(0)
-            for one in descriptors:
-                os.close(one)
+            server.close()
+            if len(descriptors) == 2:
+                os.write(tell, b"\0")
+                os.close(tell)
+                _work(*descriptors)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        return os.read(taken, 1) == b"\0"
+    finally:
+        os.close(taken)
 
 
 def _work(connection_descriptor: int, file_descriptor: int) -> None:
@@ -384,7 +399,8 @@ def _work(connection_descriptor: int, file_descriptor: int) -> None:
                         _send(connection, {}, [np.ascontiguousarray(band).data.cast("B")])
                         signal.alarm(patience)
                 else:
-                    for picture in decode_pages():
+                    for page in decode_pages():
+                        picture = held(page) if _is_small(page) else page
                         signal.alarm(0)  # the other end may take its time
                         header, blobs = serialize(picture)
                         _send(connection, {"picture": header}, blobs)
@@ -392,6 +408,11 @@ def _work(connection_descriptor: int, file_descriptor: int) -> None:
             _send(connection, {"done": True}, [])
         except InputError as error:
             _send(connection, {"error": type(error).__name__, "message": str(error)}, [])
+
+
+def _is_small(page: Picture | Scan) -> bool:
+    bands = scan_of(page).bands
+    return bands.height * bands.width <= _HELD_PIXELS
 
 
 def _confine(limits: Limits) -> None:

@@ -140,10 +140,41 @@ def test_an_unfinished_animation_leaves_no_process() -> None:
     if not children.exists():
         pytest.skip("the kernel does not list children")
     for _ in range(100):
-        if not children.read_text().split():
+        if len(children.read_text().split()) == 1:
             break
         time.sleep(0.05)
-    assert children.read_text().split() == []
+    assert len(children.read_text().split()) == 1, "only the one that waits for the next picture"
+    sandbox._stop()
+    assert not children.exists()
+
+
+def test_the_process_that_waits_ends_with_the_one_that_forks() -> None:
+    core.probe(saved(corners(), "PNG"), ELSEWHERE)
+    assert sandbox._server is not None
+    server = sandbox._server[1].pid
+    children = Path(f"/proc/{server}/task/{server}/children")
+    if not children.exists():
+        pytest.skip("the kernel does not list children")
+    while not (waiting := children.read_text().split()):
+        time.sleep(0.01)
+    os.kill(server, signal.SIGKILL)
+    sandbox._stop()
+    state = Path(f"/proc/{waiting[0]}/stat")
+    for _ in range(100):
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":  # its new parent has not looked yet
+                return
+        except OSError:
+            return
+        time.sleep(0.05)
+    pytest.fail("it is still there")
+
+
+def test_small_pages_come_with_their_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each page's bands costs more than the bands."""
+    monkeypatch.setattr(sandbox, "_bands", None)
+    data = saved(corners(), "PNG")
+    assert same(decode(data, ELSEWHERE), decode(data))
 
 
 def test_it_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
