@@ -44,6 +44,12 @@ def _reduced(large: Tensor, kernels: Tensor, scale: int) -> Tensor:
     return x.view(count, 3, *x.shape[2:])
 
 
+def _clean(large: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """Reduced by one kernel, in whole grey levels."""
+    small = _reduced(large, kernel[None].expand(len(large), -1), scale)
+    return (small.clamp(0, 1) * 255).round() / 255
+
+
 class Bicubic:
     """Clean inputs: MATLAB's antialiased bicubic, in whole grey levels."""
 
@@ -59,9 +65,12 @@ class Bicubic:
             large: (n, 3 or more, scale * (size + margin), ...) in [0, 1]; of more than three channels the first count.
         """
         edge, s = self.margin // 2, self.scale
-        small = _reduced(large[:, :3], self.kernel[None].expand(len(large), -1), s)
-        small = (small.clamp(0, 1) * 255).round() / 255
+        small = self.clean(large[:, :3])
         return small[..., edge:-edge, edge:-edge], large[..., s * edge : -s * edge, s * edge : -s * edge]
+
+    def clean(self, large: Tensor) -> Tensor:
+        """(n, 3, h, w) to (n, 3, h / scale, w / scale), edges and all."""
+        return _clean(large, self.kernel, self.scale)
 
 
 class Degrade:
@@ -94,8 +103,7 @@ class Degrade:
         """
         count, device = len(large), large.device
         chance = torch.rand(6, count, device=device)
-        small = self.reduced(large, torch.zeros(count, device=device), torch.ones(count, device=device))
-        small = (small.clamp(0, 1) * 255).round() / 255
+        small = self.clean(large)
         other = self.reduced(large, chance[0], chance[1])
         noise = torch.randn_like(small) * (chance[2] * self.noise / 255).view(-1, 1, 1, 1)
         other = torch.where((chance[3] < NOISY).view(-1, 1, 1, 1), other + noise, other)
@@ -111,6 +119,10 @@ class Degrade:
         size = small.shape[-1] - MARGIN
         y, x = torch.randint(MARGIN // 4, 3 * MARGIN // 4, (2, count), device=device)
         return cut(chosen, y, x, size), cut(large, y * self.scale, x * self.scale, size * self.scale)
+
+    def clean(self, large: Tensor) -> Tensor:
+        """(n, 3, h, w) to (n, 3, h / scale, w / scale): what `Bicubic` makes."""
+        return _clean(large, self.kernels[0], self.scale)
 
     def reduced(self, large: Tensor, kind: Tensor, blur: Tensor) -> Tensor:
         """(n, 3, h, w) to (n, 3, h / scale, w / scale), each by a kernel and a blur of its own; both (n,) in [0, 1)."""

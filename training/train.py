@@ -92,7 +92,7 @@ class Training:
         small, large = self.inputs(self.patches.draw(phase.count, (phase.size + self.inputs.margin) * scale, scale))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             made = self.net(small.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(made.float(), large, phase)
+        loss = self.loss(made.float(), small, large, phase)
         parameters = list(self.net.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient.float()
@@ -102,8 +102,8 @@ class Training:
             self.average.lerp_(torch.cat([weight.flatten() for weight in parameters]), self.rates["average"])
             self.rates["loss"].lerp_(loss, 0.01)
 
-    def loss(self, made: Tensor, large: Tensor, phase: Phase) -> Tensor:
-        """What a result is worth: (count, 3, side, side) beside its target, in (count, 3 or 6, side, side)."""
+    def loss(self, made: Tensor, small: Tensor, large: Tensor, phase: Phase) -> Tensor:  # noqa: ARG002  # detail's looks
+        """What a result (count, 3, side, side) of an input is worth, beside its target, (count, 3 or 6, side, side)."""
         target, *teacher = torch.split(large, 3, 1)  # (count, 3, side, side)
         difference = made - target
         loss = difference.abs().mean()
