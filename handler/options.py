@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 import core
@@ -22,12 +23,46 @@ SCHEME = "s3://"
 _SHORT_NAME = re.compile(r"\w[\w.+ -]*", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
+#: JSON Schema: what options may not have beside each other. As `not`, which client generators pass over.
+EXCLUDED: list[JsonValue] = [
+    {"required": ["scale", "width"], "properties": {"scale": {"type": "number"}, "width": {"type": "integer"}}},
+    {"required": ["scale", "height"], "properties": {"scale": {"type": "number"}, "height": {"type": "integer"}}},
+    {
+        "required": ["pyramid", "format"],
+        "properties": {"pyramid": {"const": True}, "format": {"enum": [name for name in FORMATS if name != "tiff"]}},
+    },
+]
+
+
+def _or_null(schema: dict[str, Any]) -> None:
+    """In JSON an option may be null, which is left out; in a query or a form nothing is."""
+    for name, option in schema["properties"].items():
+        about = {key: option.pop(key) for key in ("title", "description", "examples", "default") if key in option}
+        schema["properties"][name] = {"anyOf": [option, {"type": "null"}], **about}
+    schema["not"] = {"anyOf": EXCLUDED}
+
+
+def form_fields() -> dict[str, Any]:
+    """OpenAPI: the options as fields of a form."""
+    found = RequestOptions.model_json_schema()["properties"]
+    return {name: {**option.pop("anyOf")[0], **option} for name, option in found.items()}
+
+
+def _no_number(value: object) -> object:
+    if type(value) in (int, float):
+        raise ValueError("input should be true or false")
+    return value
+
+
+#: Yes or no; words as queries and forms have them, in JSON no numbers.
+Flag = Annotated[bool, BeforeValidator(_no_number)]
+
 
 class RequestOptions(BaseModel):
     """The options of one request; what is left out is chosen by the service."""
 
     # The ranges are for the description only: `core.Options` checks them, and says it in better words.
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_null)
 
     model: str | SkipJsonSchema[None] = Field(
         default=None,
@@ -62,19 +97,19 @@ class RequestOptions(BaseModel):
         description="For JPEG, WebP and AVIF; chosen by the input unless given.",
         json_schema_extra={"minimum": 1, "maximum": 100},
     )
-    exact: bool | SkipJsonSchema[None] = Field(
+    exact: Flag | SkipJsonSchema[None] = Field(
         default=None, description="Whether tiles must equal the untiled result for every model, which takes longer."
     )
-    strip: bool | SkipJsonSchema[None] = Field(
+    strip: Flag | SkipJsonSchema[None] = Field(
         default=None, description="Whether to leave out everything but pixels and colour profile."
     )
-    drop_gps: bool | SkipJsonSchema[None] = Field(
+    drop_gps: Flag | SkipJsonSchema[None] = Field(
         default=None, description="Whether to leave out where the picture was taken: coordinates, and places by name."
     )
-    keep_size: bool | SkipJsonSchema[None] = Field(
+    keep_size: Flag | SkipJsonSchema[None] = Field(
         default=None, description="Whether to keep the printed size, with more dots an inch."
     )
-    pyramid: bool | SkipJsonSchema[None] = Field(
+    pyramid: Flag | SkipJsonSchema[None] = Field(
         default=None, description="Whether to make a TIFF of tiles with smaller copies for viewers (a pyramid)."
     )
 

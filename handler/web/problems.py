@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Match
 import core
 from core.formats import READABLE
 from handler import jobs, storage
-from handler.options import describe
+from handler.options import RequestOptions, describe
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         return Problem("unsupported_media_type", "send JSON, with the header Content-Type: application/json")
     if where == "path":
         return Problem("invalid_id")
-    if path[:1] == ["options"] or (where == "query" and path[:1] != ["token"]):
+    option = first["type"] == "extra_forbidden" or (bool(path) and path[0] in RequestOptions.model_fields)
+    if path[:1] == ["options"] or (where == "query" and option):
         return Problem(
             "bad_options", describe([part for part in path if part != "options"], first["type"], first["msg"])
         )

@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema, create_model
 
 from core.formats import READABLE
 from handler import jobs
 from handler.names import file_name
-from handler.options import RequestOptions
+from handler.options import EXCLUDED, RequestOptions, form_fields
 from handler.web.problems import OF_NUMBERS, OF_PICTURE
 
 #: Headers that a page of another origin may read.
@@ -68,34 +67,50 @@ PICTURE_CODES = (
 )
 
 
+def _has(name: str) -> JsonValue:
+    """JSON Schema: a property is there, and not null."""
+    return {"required": [name], "properties": {name: {"type": "string"}}}
+
+
+#: JSON Schema: what no body with a picture may be: one of both or of none. As `not`, which client generators pass over.
+_NOT_ONE_PICTURE: list[JsonValue] = [
+    {"allOf": [_has("url"), _has("image")]},
+    {"not": {"anyOf": [_has("url"), _has("image")]}},
+]
+
+
 class PictureSource(BaseModel):
     """A picture by its URL, or in itself: exactly one of `url` and `image`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": {"anyOf": _NOT_ONE_PICTURE}})
 
-    url: str | SkipJsonSchema[None] = Field(
+    url: Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "format": "uri"})] | None = Field(
         default=None,
         description="Where the picture lies, http or https; it is fetched, unless the service is set up not to. "
         "Or a data: URI.",
-        json_schema_extra={"minLength": 1},
     )
-    image: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The picture itself, as a data: URI or as base64.",
-        json_schema_extra={"minLength": 1},
+    image: Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "format": "byte"})] | None = Field(
+        default=None, description="The picture itself, as base64 or as a data: URI."
     )
-    filename: str | SkipJsonSchema[None] = Field(
+    filename: str | None = Field(
         default=None, description="Name of the picture's file, for that of the result.", examples=["photo.jpg"]
     )
 
 
 def picture_body(options: bool) -> dict[str, Any]:
     """OpenAPI: a body with a picture, and with options for it or not."""
+    fields = form_fields() if options else {}
     more = RequestOptions.model_json_schema()["properties"] if options else {}
     file = {"type": "string", "format": "binary", "description": f"The picture: {READABLE}."}
-    form = {"type": "object", "required": ["file"], "properties": {"file": file, **more}, "additionalProperties": False}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": file, **fields},
+        "additionalProperties": False,
+    }
     named = PictureSource.model_json_schema()["properties"]
     json = {"type": "object", "properties": {**named, **more}, "additionalProperties": False}
+    json["not"] = {"anyOf": [*_NOT_ONE_PICTURE, *(EXCLUDED if options else [])]}
     return {
         "required": True,
         "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": json}},
@@ -123,7 +138,10 @@ class JobRequest(BaseModel):
     )
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
     webhook: str | None = Field(
-        default=None, max_length=2000, description="URL that is called with POST on the final state, until it answers."
+        default=None,
+        max_length=2000,
+        description="URL that is called with POST on the final state, until it answers.",
+        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://."},
     )
     width: int | None = Field(
         default=None, ge=1, le=200_000, description="Of the picture in pixels, if known: for the estimate."
@@ -148,7 +166,10 @@ class JobOfPicture(PictureSource):
 
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
     webhook: str | None = Field(
-        default=None, max_length=2000, description="URL that is called with POST on the final state, until it answers."
+        default=None,
+        max_length=2000,
+        description="URL that is called with POST on the final state, until it answers.",
+        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://."},
     )
 
     def as_request(self) -> jobs.Request:

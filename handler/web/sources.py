@@ -59,7 +59,7 @@ async def receive(request: Request, service: Service, source: PictureSource) -> 
         Problem: no or several pictures, one that cannot be had, or too large.
         ClientDisconnect.
     """
-    if source.url and source.image:
+    if source.url is not None and source.image is not None:
         raise Problem("several_files", "give the picture's address as 'url', or the picture as 'image': not both")
     if not source.url and not source.image:
         raise Problem("no_file", "give the picture's address as 'url', or the picture itself as 'image'")

@@ -182,6 +182,8 @@ def test_jobs_by_the_page(client: httpx.Client) -> None:
     second = client.get("/jobs", params={"limit": 2, "after": first["next"]}).json()
     assert [job["id"] for job in second["jobs"]] == made[2:0:-1]
     check_problem(client.get("/jobs?after=x"), 422, "bad_request")
+    check_problem(client.get("/jobs?limit=0"), 422, "bad_request")
+    assert client.get(f"/jobs?after=0-{made[0]}").json() == {"jobs": [], "next": None}
 
 
 def test_events_of_a_job(client: httpx.Client) -> None:
