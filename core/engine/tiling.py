@@ -12,12 +12,16 @@ that kernels, chosen by shape, are the same for each tile. The picture's own edg
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 #: Smallest side of a region where the picture has as much: for narrower ones runtimes take other kernels, with other
 #: bits (OpenVINO in bf16).
 NARROWEST = 48
+
+#: Widths of regions are multiples, in pixels: OpenVINO in bf16 takes up to four times as long for some that are not.
+COLUMN_STEP = 8
 
 #: What a tile costs beside its pixels, in pixels: threads are woken, kernels begin.
 _TILE_COST = 1 << 11
@@ -104,7 +108,7 @@ def _evenly(count: int, low: int, high: int, halo: int, window: int, start: int,
 
 def _even_size(count: int, need: int, halo: int, window: int) -> int:
     even = round_up(-(-(need + 2 * halo * (count - 1)) // count), window)
-    return max(even, min(need, round_up(NARROWEST, window)))
+    return min(need, max(even, round_up(NARROWEST, window)))
 
 
 def cheapest_rows(
@@ -127,12 +131,14 @@ def cheapest_rows(
     halo = round_up(halo, window)
     high, wide = round_up(height, window), round_up(width, window)
 
-    def counts(need: int) -> Iterator[tuple[int, int]]:
+    step = math.lcm(window, COLUMN_STEP)
+
+    def counts(need: int, step: int) -> Iterator[tuple[int, int]]:
         """How many parts there may be, and how large their regions are then: fewer of the same size cost less."""
         yield 1, need
         last = need
         for count in range(2, need):
-            size = _even_size(count, need, halo, window)
+            size = _even_size(count, need, halo, step)
             if size < last:
                 yield count, size
                 last = size
@@ -143,9 +149,9 @@ def cheapest_rows(
         return -(-rows[0] * columns[0] // at_once) * (rows[1] * columns[1] + _TILE_COST)
 
     # The more columns, the smaller a region: the first that fit, and some more, of which one may fill all threads.
-    columns = list(counts(wide))
+    columns = list(counts(wide, step))
     best: tuple[int, int, int] | None = None
-    for rows in counts(high):
+    for rows in counts(high, window):
         if most_rows is not None and rows[1] > round_up(most_rows, window) + 2 * halo:
             continue
         first = bisect.bisect_left(columns, -largest, key=lambda column: -rows[1] * column[1])
@@ -154,7 +160,7 @@ def cheapest_rows(
             best = found if best is None else min(best, found)
     if best is None:  # no region is that small: the smallest there are
         return tile_rows(height, width, window, halo, window, most_rows)
-    columns_of = _evenly(best[2], 0, wide, halo, window, 0, width)
+    columns_of = _evenly(best[2], 0, wide, halo, step, 0, width)
     return [[Tile(row, column) for column in columns_of] for row in _evenly(best[1], 0, high, halo, window, 0, height)]
 
 

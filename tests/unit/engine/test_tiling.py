@@ -5,7 +5,18 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.tiling import NARROWEST, Span, Tile, cheapest_rows, region_side, round_up, spans, split, tile_rows
+from core.engine.tiling import (
+    COLUMN_STEP,
+    NARROWEST,
+    Span,
+    Tile,
+    cheapest_rows,
+    region_side,
+    round_up,
+    spans,
+    split,
+    tile_rows,
+)
 
 lengths = st.integers(1, 700)
 tiles = st.integers(8, 300)
@@ -98,5 +109,8 @@ def test_the_cheapest_tiles_are() -> None:
     for height, width in ((512, 512), (1000, 1000), (333, 1234)):
         for at_once in (1, 2, 4):
             square = tile_rows(height, width, 300 - 42, 21, 1)
-            found = cost(cheapest_rows(height, width, 90_000, 21, 1, at_once), at_once)
-            assert found <= 1.02 * cost(square, at_once), (height, width, at_once)
+            rows = cheapest_rows(height, width, 90_000, 21, 1, at_once)
+            wide = rows[0][0].columns.size
+            assert wide == width or wide % COLUMN_STEP == 0
+            # Widths are rounded up to what runtimes are quick at, which is a little more to compute.
+            assert cost(rows, at_once) <= 1.03 * cost(square, at_once), (height, width, at_once)
