@@ -275,7 +275,7 @@ def numbers(data: bytes, dtype: type, count: int, at: int) -> Tensor:
 
 
 @needs_ncnn
-@pytest.mark.parametrize("name", ["realesr-animevideov3-x4", "realesrgan-x4plus-anime"])
+@pytest.mark.parametrize("name", ["realesr-animevideov3-x4", "realesrgan-x4plus-anime", "realesrgan-x4plus"])
 def test_real_esrgan_as_ncnn_runs_it(name: str) -> None:
     import ncnn  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from PIL import Image
