@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +47,9 @@ def request_ids(app: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
+        if scope["path"].lower().startswith(("http://", "https://")):  # as to a proxy (RFC 9112, 3.2.2)
+            path = "/" + scope["path"].split("/", 3)[3] if scope["path"].count("/") > 2 else "/"
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
         request_id = getattr(scope.get("aws.context"), "aws_request_id", None) or str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         start, status = time.perf_counter(), 0

@@ -16,6 +16,7 @@ from handler.jobs import Job, State
 from handler.names import content_disposition
 from handler.storage import DOWNLOAD_PATH, UPLOAD_PATH, Grant, LinkRefused, LocalStorage, NotFound
 from handler.web.forms import receive_form
+from handler.web.problems import Problem
 from handler.web.service import Service, Shared
 from handler.workspace import workspace
 
@@ -48,7 +49,11 @@ def send_download(request: Request, service: Shared, token: str = "") -> Respons
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if found.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    if not _is_range(request.headers.get("range", "")):  # it is passed over (RFC 9110, 14.2)
+    wanted = request.headers.get("range", "")
+    there = _are_in(wanted, found.size) if _is_range(wanted) else set()
+    if there == {False} and "if-range" not in request.headers:
+        raise Problem("no_such_range", headers={"Content-Range": f"bytes */{found.size}"})
+    if there != {True}:  # it is passed over (RFC 9110, 14.2)
         request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
     return FileResponse(
         local.path(grant.key),
@@ -61,6 +66,12 @@ def _is_range(wanted: str) -> bool:
     """Whether a Range header is one that a server must understand."""
     found = _RANGE.fullmatch(wanted)
     return found is not None and not (found[3] and int(found[3]) < int(found[2]))
+
+
+def _are_in(wanted: str, size: int) -> set[bool]:
+    """Of each of a Range header's parts, whether some of its bytes are there (RFC 9110, 14.1.2)."""
+    parts = [part.strip().partition("-") for part in wanted.partition("=")[2].split(",")]
+    return {int(first) < size if first else int(last) > 0 < size for first, _, last in parts}
 
 
 def _grant_upload(service: Service, token: str) -> None:

@@ -95,6 +95,7 @@ CODES: Mapping[str, Code] = {
     "invalid_id": Code(
         422, "a job's id is a UUID, such as 6f9619ff-8b86-4011-b42d-00c04fc964ff, in lower case", "Not a UUID."
     ),
+    "no_such_range": Code(416, "the file has fewer bytes", "Bytes that the file has not."),
     "bad_url": Code(422, "url: the URL leads to a private address", "A URL that is not fetched, or no URL."),
     "not_fetched": Code(
         422, "url: the server answered 404", "The server that the URL names does not give a file, or not in time."
@@ -112,7 +113,7 @@ CODES: Mapping[str, Code] = {
 }
 
 #: As RFC 9110 names them; Python 3.11 has older names.
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+_TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 
 
 class Problem(HTTPException):

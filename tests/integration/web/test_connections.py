@@ -155,3 +155,11 @@ def guarded() -> dict[str, Any]:
         "http": connections.GuardedProtocol,
         "backlog": 128,
     }  # where more wait than that, the system tries again after a second
+
+
+@pytest.mark.parametrize("target", [b"http://a/health", b"HTTPS://a:8000/health?x=1", b"http://a"])
+def test_a_request_line_as_to_a_proxy(client: httpx.Client, target: bytes) -> None:
+    """Servers have to understand it (RFC 9112, 3.2.2)."""
+    asked = b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with slow_clients(client, 1, asked) as [one]:
+        assert ends(one).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 from pathlib import Path
 
 import httpx
@@ -104,7 +105,11 @@ def test_a_result_is_not_sent_twice_and_its_link_dies(client: httpx.Client, fold
     for odd in ("bytes=5-2", "bytes=a-b", "pixels=0-3", "bytes="):
         whole = client.get(job["result_url"], headers={"range": odd})
         assert (whole.status_code, whole.content) == (200, first.content), "what is no range is passed over"
-    assert client.get(job["result_url"], headers={"range": "bytes=99999999-"}).status_code == 416
+    for beyond in ("bytes=99999999-", "bytes=-0", "bytes=99999998-99999999, 99999999-"):
+        refused = client.get(job["result_url"], headers={"range": beyond})
+        check_problem(refused, 416, "no_such_range")
+        assert re.fullmatch(r"bytes \*/\d+", refused.headers["content-range"])
+    assert client.get(job["result_url"], headers={"range": "bytes=99999999-, -2"}).content == first.content
     since = {"range": "bytes=0-3", "if-range": '"another"'}
     assert client.get(job["result_url"], headers=since).status_code == 200
 
