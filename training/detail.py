@@ -28,6 +28,8 @@ from training.train import Phase, Training
 L1_WEIGHT, FEATURE_WEIGHT, DISCRIMINATOR_WEIGHT = 1.0, 0.02, 0.05
 DISCRIMINATOR_RATE = 2e-4
 ARTIFACT_WEIGHT = 0.5  # of L1 once more, where the error is grain that the photo has not
+GRID_WEIGHT = 2.0  # of what the error has in common at each pixel of the network's grid
+GRID_WINDOW = 6  # input pixels over which that is averaged
 GRAIN = 7  # pixels: side of the windows whose error's variance says so
 DAMAGE = 0.08  # mean error of an input, in parts of its contrast, at which what is drawn counts half
 STRIDE = 8  # of the features and the discriminator, in all
@@ -133,8 +135,29 @@ def left_of_the_photo(small: Tensor, large: Tensor, inputs: Bicubic | Degrade) -
     return 1 / (1 + (error / contrast / DAMAGE).square())
 
 
+def grid(made: Tensor, target: Tensor, scale: int) -> Tensor:
+    """How much the error repeats from pixel to pixel of the input: texture does not, beads on the network's grid do.
+
+    Args:
+        made: (n, 3, scale * h, scale * w), in [0, 1] or around it.
+        target: the same shape.
+        scale: of the model.
+    """
+    error = F.pixel_unshuffle(made - target, scale)  # (n, 3 * scale ** 2, h, w)
+    error = F.avg_pool2d(error, GRID_WINDOW, GRID_WINDOW // 2)
+    error = error.view(len(error), 3, scale**2, -1)
+    of_beads: Tensor = error - error.mean(2, keepdim=True)
+    return of_beads.abs().mean()
+
+
 class DetailTraining(Training):
-    """Training whose loss has features and a discriminator, which learns a step for every step of the network."""
+    """Training whose loss has features and a discriminator, which learns a step for every step of the network.
+
+    Hidden weights only: biases and the layers at both ends stay the photo model's. The last one writes each pixel of
+    the result by weights of its own, and the quickest way past a discriminator is a pattern of them all over.
+    """
+
+    start_rate = 0.12
 
     def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
         super().__init__(net, patches, inputs)
@@ -149,6 +172,7 @@ class DetailTraining(Training):
     def loss(self, made: Tensor, small: Tensor, large: Tensor, phase: Phase) -> Tensor:  # noqa: ARG002  # as the other's
         """L1, features and how much the discriminator takes the result for a photo."""
         left = left_of_the_photo(small, large, self.inputs)  # (n,)
+        periodic = grid(made, large, self.net.config.scale)  # before the cut, which moves the grid
         # Strides that always begin at the same pixel of the network's own grid draw that grid all over the picture.
         y, x = torch.randint(0, STRIDE, (2, len(made)), device=self.device)
         made, large = (
@@ -171,8 +195,14 @@ class DetailTraining(Training):
             features = self.features.distance(made, large)
         pixels = (made - large).abs().mean()
         drawn = (left * (FEATURE_WEIGHT * features + DISCRIMINATOR_WEIGHT * like_a_photo)).mean()
-        loss: Tensor = L1_WEIGHT * pixels + ARTIFACT_WEIGHT * artifacts(made, large) + self.strength * drawn
+        kept = L1_WEIGHT * pixels + ARTIFACT_WEIGHT * artifacts(made, large) + GRID_WEIGHT * periodic
+        loss: Tensor = kept + self.strength * drawn
         return loss
+
+    def set_rates(self, share: float) -> None:
+        """The rates at a share of the schedule; what Adam moves stays."""
+        super().set_rates(share)
+        self.rates["adam"].zero_()
 
     def state(self) -> dict[str, object]:
         """All that a checkpoint keeps."""

@@ -26,7 +26,7 @@ from core.networks.compact_config import CompactConfig
 from training.degrade import Bicubic, Degrade
 from training.photos import Patches, Pixels, decode, held_back
 from training.selection import JPEG_QUALITIES, Selection
-from training.train import START_RATE, Phase, Training, train
+from training.train import Phase, Training, train
 from training.weights import average, build
 
 LEAST_SECONDS = 10.0  # a stage with less is left out
@@ -133,7 +133,7 @@ def run_stage(stage: Stage, start: Path, pixels: Pixels, split: list[torch.Tenso
         training: Training = DetailTraining(net, patches, inputs)
     else:
         training = Training(net, patches, inputs)
-    training.keep_every, training.rate, training.clock = KEEP_SECONDS, START_RATE, time.monotonic
+    training.keep_every, training.rate, training.clock = KEEP_SECONDS, training.start_rate, time.monotonic
     if tiny:  # a step counts as a second, so that a rehearsal does the same on any machine
         training.steps_at_once, training.clock = 1, lambda: float(training.steps)
     phases = phases_for(training, seconds, batches, size, last)

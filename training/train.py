@@ -38,7 +38,6 @@ from training.weights import build, export
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.005, 2e-3, 100
 FOURIER_WEIGHT = 0.05  # beside L1
 TEACHER_WEIGHT = 0.65  # beside the photos
-START_RATE = 0.5  # of the rates, where training begins with trained weights
 KEEP_SECONDS = 300  # between two checkpoints
 STEPS_AT_ONCE = 20  # between two looks at the clock
 KINDS = ("compact", "photo", "detail")
@@ -67,7 +66,13 @@ CPU_PHASES = (Phase(0.6, 8, 48, False), Phase(0.75, 8, 48, True), Phase(1.0, 8, 
 
 
 class Training:
-    """A network on its way, with all that a step needs and all that a checkpoint keeps."""
+    """A network on its way, with all that a step needs and all that a checkpoint keeps.
+
+    Attributes:
+        start_rate: of the full rates, where training begins with trained weights.
+    """
+
+    start_rate = 0.5
 
     def __init__(self, net: Compact, patches: Patches, inputs: Bicubic | Degrade) -> None:
         self.net, self.patches, self.inputs, self.device = net, patches, inputs, patches.device
@@ -247,7 +252,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints, and the best model")
     parser.add_argument("--cache", type=Path, help="folder for the decoded photos (beside the run)")
     parser.add_argument("--start", type=Path, help="model directory whose weights to begin with")
-    parser.add_argument("--rate", type=float, help=f"of the full rates ({START_RATE} with a start)")
+    parser.add_argument("--rate", type=float, help="of the full rates (less of them with a start)")
     parser.add_argument("--teacher", type=Path, help="directory of a better model of the same scale (compact-* only)")
     parser.add_argument("--hours", type=float, default=2.0)
     arguments = parser.parse_args()
@@ -266,7 +271,7 @@ def main() -> None:
     selection = Selection(held_back(arguments.data), int(scale), qualities)
     net = build(replace(CompactConfig(), scale=int(scale)), arguments.start, device)
     training = kind_of(kind)(net, patches, inputs)
-    training.rate = arguments.rate or (START_RATE if arguments.start else 1.0)
+    training.rate = arguments.rate or (training.start_rate if arguments.start else 1.0)
     best = train(training, phases, arguments.hours * 3600, selection, arguments.run)
     print(f"{training.best:.3f} dB on the split: {best}")
 

@@ -278,6 +278,11 @@ def test_detail_draws_on_features_and_a_discriminator(decoded: Pixels) -> None:
     for _ in range(2):
         training.step(train.Phase(1.0, 2, 48, False))
     assert not torch.equal(training.average, cast(torch.Tensor, before["average"]))
+    state = training.net.state_dict()
+    moved = {
+        name for name, value in cast(dict[str, torch.Tensor], before["net"]).items() if not value.equal(state[name])
+    }
+    assert moved == {"body.0.weight", "body.1.weight", "body.2.weight", "body.3.weight", "fuse.weight"}
     one = training.discriminator(torch.zeros(1, 3, 32, 32))
     training.restore(before)
     other = training.discriminator(torch.zeros(1, 3, 32, 32))
@@ -286,6 +291,18 @@ def test_detail_draws_on_features_and_a_discriminator(decoded: Pixels) -> None:
     target = torch.rand(1, 3, 64, 64)
     near, far = (target + noise * torch.randn_like(target) for noise in (0.02, 0.2))
     assert training.features.distance(near, target) < training.features.distance(far, target)
+
+
+def test_beads_cost_more_than_texture() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install -e '.[training]' brings it")
+    from training.detail import grid
+
+    torch.manual_seed(0)
+    target = torch.zeros(1, 3, 96, 96)
+    texture, beads = torch.randn_like(target), torch.zeros_like(target)
+    beads[..., ::4, ::4] = 1
+    assert grid(beads / beads.mean(), target, 4) > 5 * grid(texture / texture.abs().mean(), target, 4)
+    assert grid(target + 0.5, target, 4) == 0, "what all pixels of the grid have in common is no bead"
 
 
 def test_a_pack_has_the_most_detailed_parts_in_its_size(tmp_path: Path) -> None:
