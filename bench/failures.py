@@ -7,7 +7,7 @@ Each row halves a picture, damages it in one way, and shows a part of: the pictu
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bench.metrics import bicubic
+from bench.peers import Upscaler
 from bench.photo import SAMPLE
 from bench.quality import by_bicubic, by_model, encoded, pixels
 
@@ -48,23 +49,25 @@ def noisy(small: Tensor) -> bytes:
     return encoded((small + noise).round().clamp(0, 255).byte(), None)
 
 
-def main() -> None:
-    """Write docs/failures.png."""
-    photo = pixels(SAMPLE.read_bytes())
-    cases: list[tuple[str, Tensor, tuple[int, int], Callable[[Tensor], bytes]]] = [
-        ("clean photo", photo, (40, 160), lambda small: encoded(small, None)),
-        ("JPEG of quality 30", photo, (110, 170), lambda small: encoded(small, 30)),
-        ("noise", photo, (110, 170), noisy),
-        ("lines finer than pixels", star(), (200, 200), lambda small: encoded(small, None)),
-        ("letters of 5 pixels", letters(), (100, 100), lambda small: encoded(small, None)),
-    ]
+Case = tuple[str, Tensor, tuple[int, int], Callable[[Tensor], bytes]]
+
+
+def draw(cases: list[Case], rows: Mapping[str, Upscaler], scale: int, file: Path) -> None:
+    """Write a sheet: for each case a line with the picture, and what is made of it once it is `scale` times smaller.
+
+    Args:
+        cases: what it is called, (h, w, 3) uint8, top and left of the part that is shown, and what makes the input.
+        rows: by name, from an input to its result.
+        scale: of all of `rows`.
+        file: a PNG.
+    """
     head, width = 22, SIDE * ZOOM
-    sheet = Image.new("RGB", ((len(ROWS) + 1) * width, len(cases) * (width + head)), "white")
+    sheet = Image.new("RGB", ((len(rows) + 1) * width, len(cases) * (width + head)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for row, (name, truth, (y, x), damaged) in enumerate(cases):
         height, length = truth.shape[:2]
-        data = damaged(bicubic(truth, height // 2, length // 2))
-        made = {f"{name}: the picture": truth, **{key: run(data, length, height) for key, run in ROWS.items()}}
+        data = damaged(bicubic(truth, height // scale, length // scale))
+        made = {f"{name}: the picture": truth, **{key: run(data, length, height) for key, run in rows.items()}}
         for column, (title, values) in enumerate(made.items()):
             place = (column * width, row * (width + head))
             pen.text((place[0] + 2, place[1] + 1), title, font=font, fill="black")
@@ -72,7 +75,20 @@ def main() -> None:
             sheet.paste(part.resize((width, width), Image.Resampling.NEAREST), (place[0], place[1] + head))
     stream = io.BytesIO()
     sheet.quantize(256, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
-    (ROOT / "docs" / "failures.png").write_bytes(stream.getvalue())
+    file.write_bytes(stream.getvalue())
+
+
+def main() -> None:
+    """Write docs/failures.png."""
+    photo = pixels(SAMPLE.read_bytes())
+    cases: list[Case] = [
+        ("clean photo", photo, (40, 160), lambda small: encoded(small, None)),
+        ("JPEG of quality 30", photo, (110, 170), lambda small: encoded(small, 30)),
+        ("noise", photo, (110, 170), noisy),
+        ("lines finer than pixels", star(), (200, 200), lambda small: encoded(small, None)),
+        ("letters of 5 pixels", letters(), (100, 100), lambda small: encoded(small, None)),
+    ]
+    draw(cases, ROWS, 2, ROOT / "docs" / "failures.png")
 
 
 if __name__ == "__main__":

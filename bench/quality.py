@@ -157,7 +157,7 @@ def contact_sheet(rows: dict[str, Upscaler], folder: Path, scale: int, count: in
 
 def usual(scale: int) -> list[str]:
     """The embedded models of this scale, and Swin2SR where its checkpoint is."""
-    found = [name for name in (f"compact-x{scale}", f"photo-x{scale}") if name in models.MODELS]
+    found = [name for name in (f"compact-x{scale}", f"photo-x{scale}", f"detail-x{scale}") if name in models.MODELS]
     if scale == 2 and CHECKPOINT.is_dir():
         return [*found, str(CHECKPOINT)]
     print(f"Without Swin2SR: it is x2, and {'that is not asked for' if scale != 2 else f'{CHECKPOINT} is not here'}.\n")

@@ -227,12 +227,19 @@ def read_config(directory: Path) -> CompactConfig | Swin2SRConfig:
     raise ModelError(f"{directory} holds a {raw.get('model_type')!r} network; this runs 'swin2sr' and 'compact'")
 
 
+#: What the embedded models are for, by the first word of their names.
+_MADE_FOR = {
+    "compact": "clean pictures",
+    "photo": "JPEG pictures",
+    "detail": "crisper, and less true: never taken unless it is asked for",
+}
+
+
 def _known() -> dict[str, ModelSpec]:
     known = {}
     for directory in sorted(WEIGHTS.iterdir()):
         if (directory / "config.json").is_file():
-            made_for = "JPEG pictures" if directory.name.startswith("photo") else "clean pictures"
-            about = f"embedded, needs no download; {made_for}"
+            about = f"embedded, needs no download; {_MADE_FOR[directory.name.partition('-')[0]]}"
             spec = spec_from_config(directory.name, str(directory), read_config(directory), about)
             known[directory.name] = replace(spec, licence="MIT")
     for name, source, config, about in _PUBLISHED:

@@ -40,7 +40,8 @@ def test_estimate(client: httpx.Client) -> None:
 
 def test_models(client: httpx.Client) -> None:
     found = {model["name"]: model for model in client.get("/models").json()}
-    assert set(found) == {"compact-x2", "compact-x3", "compact-x4", "photo-x2", "photo-x4"}, "what needs no download"
+    embedded = {"compact-x2", "compact-x3", "compact-x4", "photo-x2", "photo-x4", "detail-x4"}
+    assert set(found) == embedded, "what needs no download"
     assert [name for name, model in found.items() if model["default"]] == ["compact-x2", "photo-x2"]
     assert found["compact-x2"]["embedded"]
     assert str(ROOT) not in client.get("/models").text
