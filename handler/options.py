@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 import core
@@ -46,16 +46,6 @@ def form_fields() -> dict[str, Any]:
     """OpenAPI: the options as fields of a form."""
     found = RequestOptions.model_json_schema()["properties"]
     return {name: {**option.pop("anyOf")[0], **option} for name, option in found.items()}
-
-
-def _no_number(value: object) -> object:
-    if type(value) in (int, float):
-        raise ValueError("input should be true or false")
-    return value
-
-
-#: Yes or no; words as queries and forms have them, in JSON no numbers.
-Flag = Annotated[bool, BeforeValidator(_no_number)]
 
 
 class RequestOptions(BaseModel):
@@ -97,21 +87,29 @@ class RequestOptions(BaseModel):
         description="For JPEG, WebP and AVIF; chosen by the input unless given.",
         json_schema_extra={"minimum": 1, "maximum": 100},
     )
-    exact: Flag | SkipJsonSchema[None] = Field(
+    exact: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether tiles must equal the untiled result for every model, which takes longer."
     )
-    strip: Flag | SkipJsonSchema[None] = Field(
+    strip: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to leave out everything but pixels and colour profile."
     )
-    drop_gps: Flag | SkipJsonSchema[None] = Field(
+    drop_gps: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to leave out where the picture was taken: coordinates, and places by name."
     )
-    keep_size: Flag | SkipJsonSchema[None] = Field(
+    keep_size: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to keep the printed size, with more dots an inch."
     )
-    pyramid: Flag | SkipJsonSchema[None] = Field(
+    pyramid: bool | SkipJsonSchema[None] = Field(
         default=None, description="Whether to make a TIFF of tiles with smaller copies for viewers (a pyramid)."
     )
+
+    @field_validator("exact", "strip", "drop_gps", "keep_size", "pyramid", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        """Words as queries and forms have them, in JSON true and false, but no numbers."""
+        if type(value) in (int, float):
+            raise ValueError("input should be true or false")
+        return value
 
 
 def sentence(error: ValidationError) -> str:
@@ -126,6 +124,7 @@ def describe(where: Sequence[int | str], kind: str, message: str) -> str:
     name = ".".join(str(part) for part in where if part not in ("str", "float", "int", "bool"))[:100]
     if kind == "extra_forbidden":
         return f"there is no {name!r}: the options are {', '.join(RequestOptions.model_fields)}"
+    message = message.removeprefix("Value error, ")
     return f"{name}: {message[:1].lower()}{message[1:]}"
 
 

@@ -187,6 +187,7 @@ def test_options(asked: dict[str, object], values: dict[str, Any], expected: cor
         ({"quality": 0}, "quality must be from 1 to 100"),
         ({"format": "gif"}, "format must be one of jpeg, png"),
         ({"exact": "perhaps"}, "exact: input should be a valid boolean"),
+        ({"strip": 1}, "strip: input should be true or false"),
         ({"size": 3}, "there is no 'size': the options are model, scale"),
         ({"tile": 3}, "there is no 'tile'"),
         ({"model": ""}, "no model ''"),
