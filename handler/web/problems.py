@@ -88,6 +88,7 @@ CODES: Mapping[str, Code] = {
         "send a multipart/form-data form with the picture as the part 'file', or JSON with its 'url'",
         "Not of the type expected.",
     ),
+    "no_such_range": Code(416, "the file has fewer bytes", "Bytes that the file has not."),
     "bad_options": Code(
         422, "scale must be more than 1 and at most 8, not 9", "Unknown options, bad values, or a contradiction."
     ),
@@ -95,7 +96,6 @@ CODES: Mapping[str, Code] = {
     "invalid_id": Code(
         422, "a job's id is a UUID, such as 6f9619ff-8b86-4011-b42d-00c04fc964ff, in lower case", "Not a UUID."
     ),
-    "no_such_range": Code(416, "the file has fewer bytes", "Bytes that the file has not."),
     "bad_url": Code(422, "url: the URL leads to a private address", "A URL that is not fetched, or no URL."),
     "not_fetched": Code(
         422, "url: the server answered 404", "The server that the URL names does not give a file, or not in time."

@@ -237,8 +237,8 @@ def test_a_source_that_is_replaced_while_parts_read_it_ends_the_job(store: Local
 
 
 def test_a_picture_that_is_damaged_at_its_end_ends_the_job(store: LocalStorage, settings: Settings) -> None:
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, np.zeros((330, 40, 3), np.uint8), photometric="rgb", rowsperstrip=16)
+    stream = io.BytesIO()  # small ones are read whole before the first band
+    tifffile.imwrite(stream, np.zeros((330, 800, 3), np.uint8), photometric="rgb", rowsperstrip=16)
     job = split(store, stream.getvalue()[:-100])
     assert part(store, settings, job, 0).state is State.RUNNING
     left = part(store, settings, job, PARTS - 1)
