@@ -122,6 +122,16 @@ JobId = Annotated[
 ]
 
 
+Webhook = Annotated[
+    str | None,
+    Field(
+        max_length=2000,
+        description="URL that is called with POST on the final state, until it answers.",
+        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://."},
+    ),
+]
+
+
 class JobRequest(BaseModel):
     """A picture that will be uploaded, and what to make of it."""
 
@@ -137,12 +147,7 @@ class JobRequest(BaseModel):
         default=None, ge=1, description="Size of the file, the most that the upload takes.", examples=[2_000_000]
     )
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
-    webhook: str | None = Field(
-        default=None,
-        max_length=2000,
-        description="URL that is called with POST on the final state, until it answers.",
-        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://."},
-    )
+    webhook: Webhook = None
     width: int | None = Field(
         default=None, ge=1, le=200_000, description="Of the picture in pixels, if known: for the estimate."
     )
@@ -165,12 +170,7 @@ class JobOfPicture(PictureSource):
     """A picture by its URL or in itself, and what to make of it. The job needs no upload."""
 
     options: RequestOptions = Field(default=RequestOptions(), description="What to make.", examples=[{"scale": 2}])
-    webhook: str | None = Field(
-        default=None,
-        max_length=2000,
-        description="URL that is called with POST on the final state, until it answers.",
-        json_schema_extra={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://."},
-    )
+    webhook: Webhook = None
 
     def as_request(self) -> jobs.Request:
         """The part that makes the job what it is."""
